@@ -1,0 +1,221 @@
+"""What differs between model families, as data.
+
+An :class:`Adapter` names the modules to watch and says how the family lays its visual tokens over an image. The
+core asks for one by ``config.model_type``; adapters are found through the entry points ``lvlm_probe.adapters``, so
+another package adds a family the way this one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from torch import Tensor, nn
+
+from lvlm_probe.errors import AdapterError
+from lvlm_probe.layout import Box, TokenLayout
+
+__all__ = [
+    "Adapter",
+    "LayerSite",
+    "Sites",
+    "SourceSequence",
+    "TowerPaths",
+    "adapter_for",
+    "available_adapters",
+    "visible_box",
+]
+
+GROUP = "lvlm_probe.adapters"
+
+
+@dataclass(frozen=True, slots=True)
+class TowerPaths:
+    """Where a tower's parts are.
+
+    Attributes:
+        layers: Dotted path of the list of layers.
+        attention: Path, within a layer, of the module whose forward calls the attention function.
+        mlp: Path, within a layer, of the feed-forward module.
+    """
+
+    layers: str
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSequence:
+    """What a family's layout function is given.
+
+    Attributes:
+        config: The model's.
+        processor: The one that made the inputs; None where the inputs were made by hand.
+        inputs: What the model's forward takes, answer included.
+        image_sizes: Y, X of each original image.
+        answer_start: First answer position.
+    """
+
+    config: Any
+    processor: Any
+    inputs: Mapping[str, Tensor]
+    image_sizes: tuple[tuple[int, int], ...]
+    answer_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A family of models.
+
+    Attributes:
+        family: Its name in messages and traces.
+        model_types: Values of ``config.model_type`` that it serves.
+        language: The language model's paths.
+        layout: Says which positions show which part of which image.
+        vision: The vision encoder's paths; None where there is none to watch.
+        vision_depth: How many of the vision encoder's layers feed the projector.
+        projector: Path of the module between the two.
+    """
+
+    family: str
+    model_types: tuple[str, ...]
+    language: TowerPaths
+    layout: Callable[[SourceSequence], TokenLayout]
+    vision: TowerPaths | None = None
+    vision_depth: Callable[[Any], int] | None = None
+    projector: str | None = None
+
+    def bind(self, model: nn.Module) -> Sites:
+        """The paths written out for one model, each found to exist.
+
+        Raises:
+            AdapterError: If the model lacks a module that the adapter names.
+        """
+        vision: tuple[LayerSite, ...] = ()
+        if self.vision is not None:
+            vision = self._layers(model, self.vision)
+            if self.vision_depth is not None:
+                vision = vision[: self.vision_depth(model.config)]
+        if self.projector is not None:
+            self._module(model, self.projector)
+        return Sites(self._layers(model, self.language), vision, self.projector)
+
+    def _layers(self, model: nn.Module, paths: TowerPaths) -> tuple[LayerSite, ...]:
+        layers = self._module(model, paths.layers)
+        if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) == 0:
+            raise AdapterError(
+                f"adapter {self.family!r} expects a list of layers at {paths.layers!r}; "
+                f"{type(model).__name__} has a {type(layers).__name__} there: mend the adapter's path"
+            )
+        found: list[LayerSite] = []
+        for number in range(len(layers)):
+            layer = f"{paths.layers}.{number}"
+            site = LayerSite(layer, f"{layer}.{paths.attention}", f"{layer}.{paths.mlp}")
+            self._module(model, site.attention)
+            self._module(model, site.mlp)
+            found.append(site)
+        return tuple(found)
+
+    def _module(self, model: nn.Module, path: str) -> nn.Module:
+        try:
+            return model.get_submodule(path)
+        except AttributeError as error:
+            raise AdapterError(
+                f"adapter {self.family!r} names the module {path!r}, which {type(model).__name__} does not have "
+                f"({error}): mend the adapter's path, or give Probe another adapter"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSite:
+    """Dotted paths, from the model's root, of a layer and of two modules in it."""
+
+    layer: str
+    attention: str
+    mlp: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Every module that can be watched, in the order of the forward pass.
+
+    Attributes:
+        language: One a layer.
+        vision: One for each layer that feeds the projector.
+        projector: Path of the projector.
+    """
+
+    language: tuple[LayerSite, ...]
+    vision: tuple[LayerSite, ...]
+    projector: str | None
+
+
+@cache
+def available_adapters() -> dict[str, Adapter]:
+    """Every installed adapter, by the ``model_type`` that it serves.
+
+    Raises:
+        AdapterError: If an entry point names something that is no adapter.
+    """
+    found: dict[str, Adapter] = {}
+    for entry in entry_points(group=GROUP):
+        adapter = entry.load()
+        if not isinstance(adapter, Adapter):
+            raise AdapterError(
+                f"entry point {entry.name!r} of {GROUP!r} gives a {type(adapter).__name__} ({entry.value}): "
+                "let it name an Adapter"
+            )
+        found.update(dict.fromkeys(adapter.model_types, adapter))
+    return found
+
+
+def adapter_for(config: Any) -> Adapter:
+    """The adapter that serves a configuration.
+
+    Raises:
+        AdapterError: If there is none.
+    """
+    model_type = getattr(config, "model_type", None)
+    known = available_adapters()
+    if model_type not in known:
+        raise AdapterError(
+            f"no adapter for the model family {model_type!r}; known: {', '.join(sorted(known)) or 'none'}. "
+            "Give Probe(model, processor, adapter=...) an lvlm_probe.adapter.Adapter, or install one under the "
+            f"entry point group {GROUP!r} (CONTRIBUTING.md shows how)"
+        )
+    return known[model_type]
+
+
+def visible_box(image_processor: Any, size: tuple[int, int]) -> Box:
+    """The rectangle of the original image that reaches the model, after resizing and centre cropping.
+
+    Reads the settings that transformers' image processors share (``do_resize``, ``size``, ``do_center_crop``,
+    ``crop_size``).
+
+    Args:
+        image_processor: Or None, for pixels that go in as they are.
+        size: Y, X of the original image.
+
+    Returns:
+        In pixels of the original; beyond it where the crop is larger than the resized image.
+    """
+    height, width = size
+    resized = (height, width)
+    if getattr(image_processor, "do_resize", False):
+        wanted = dict(image_processor.size)
+        if "shortest_edge" in wanted:
+            edge, short = wanted["shortest_edge"], min(height, width)
+            resized = (int(edge * height / short), int(edge * width / short))
+        else:
+            resized = (wanted["height"], wanted["width"])
+    if not getattr(image_processor, "do_center_crop", False):
+        return Box(0, 0, width, height)
+    crop = dict(image_processor.crop_size)
+    top, left = (resized[0] - crop["height"]) // 2, (resized[1] - crop["width"]) // 2
+    across, down = width / resized[1], height / resized[0]
+    return Box(
+        left * across, top * down, (left + crop["width"]) * across, (top + crop["height"]) * down
+    )

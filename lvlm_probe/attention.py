@@ -1,0 +1,350 @@
+"""One attention call, kept as its factors; rows of the weights and of their gradient are made when asked for.
+
+``A = softmax(s · q kᵀ + M)`` and ``∂A = ∂o vᵀ`` hold for every kernel, also for those that never build ``A``. So
+``(q, k, v, ∂o)``, which grow as N·d, carry all that ``A`` and ``∂A`` carry, which grow as N². Rows are rebuilt in
+float32 in blocks of query rows; only a dense mask, which the model itself must have built, is ever N × N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lvlm_probe.errors import CaptureError, TraceError
+
+__all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask"]
+
+BLOCK = 128  # query rows worked on at once
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionMask:
+    """Which keys each query may attend to, said as shortly as it can be.
+
+    Attributes:
+        causal: A query sees no later key; query i stands at key position i.
+        window: With ``causal``, a query sees this many keys, itself included.
+        prefix: With ``causal``, the first ``prefix`` keys are seen by every one of the first ``prefix`` queries.
+        segments: Lengths of sequences laid end to end; a query sees its own segment only.
+        start: Keys before this one are padding.
+        stop: Keys from this one on are padding.
+        dense: Added to the scores as it stands; set only where nothing shorter says it.
+    """
+
+    causal: bool = False
+    window: int | None = None
+    prefix: int = 0
+    segments: tuple[int, ...] = ()
+    start: int = 0
+    stop: int | None = None
+    dense: Float[Tensor, "H|1 N M"] | None = None
+
+    def allowed(self, queries: Int[Tensor, " Q"], keys: slice) -> Bool[Tensor, "Q M"] | None:
+        """Which of ``keys`` each of ``queries`` may see; None where it sees all of them. Ignores ``dense``."""
+        q = queries[:, None]
+        k = torch.arange(keys.start, keys.stop, device=queries.device)[None, :]
+        rules: list[Tensor] = []
+        if self.causal:
+            seen = k <= q
+            if self.window is not None:
+                seen = seen & (k > q - self.window)
+            if self.prefix:
+                seen = seen | ((k < self.prefix) & (q < self.prefix))
+            rules.append(seen)
+        if self.segments:
+            ends = torch.tensor(self.segments, device=queries.device).cumsum(0)
+            rules.append(
+                torch.bucketize(q, ends, right=True) == torch.bucketize(k, ends, right=True)
+            )
+        if self.start:
+            rules.append(k >= self.start)
+        if self.stop is not None:
+            rules.append(k < self.stop)
+        if not rules:
+            return None
+        allowed = rules[0]
+        for rule in rules[1:]:
+            allowed = allowed & rule
+        return allowed.expand(len(queries), keys.stop - keys.start)
+
+    def key_range(self, first: int, last: int, keys: int) -> slice:
+        """The shortest run of keys outside which no query from ``first`` to ``last`` sees anything."""
+        low, high = self.start, keys if self.stop is None else min(self.stop, keys)
+        if self.dense is not None:
+            return slice(low, high)
+        if self.causal:
+            high = min(high, max(last + 1, self.prefix if first < self.prefix else 0))
+            if self.window is not None and not self.prefix:
+                low = max(low, first - self.window + 1)
+        if self.segments:
+            begin = 0
+            for length in self.segments:
+                if begin <= first < begin + length:
+                    low = max(low, begin)
+                if begin <= last < begin + length:
+                    high = min(high, begin + length)
+                begin += length
+        return slice(low, max(high, low + 1))
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain numbers, without ``dense``, of which only the presence is told."""
+        return {
+            "causal": self.causal,
+            "window": self.window,
+            "prefix": self.prefix,
+            "segments": list(self.segments),
+            "start": self.start,
+            "stop": self.stop,
+            "dense": self.dense is not None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], dense: Tensor | None = None) -> AttentionMask:
+        """What :meth:`to_json` wrote, with the dense mask that was stored beside it."""
+        return cls(
+            causal=data["causal"],
+            window=data["window"],
+            prefix=data["prefix"],
+            segments=tuple(data["segments"]),
+            start=data["start"],
+            stop=data["stop"],
+            dense=dense,
+        )
+
+
+def describe_mask(mask: Tensor, queries: int, keys: int) -> AttentionMask:
+    """The shortest description that allows exactly what ``mask`` allows.
+
+    Args:
+        mask: Boolean (true where a key is seen) or added to the scores; ``[..., N, M]``, where one of the
+            leading sides may be the heads'.
+        queries: N.
+        keys: M; a mask with more columns is cropped, as the kernels do.
+
+    Returns:
+        Causal, sliding-window, prefix and padding masks by their numbers; anything else with its dense form.
+    """
+    mask = mask[..., :queries, :keys].reshape(-1, *mask[..., :queries, :keys].shape[-2:])
+    if mask.dtype == torch.bool:
+        allowed = mask
+        bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
+    else:
+        # Models write "never" as -inf or as the lowest number of their type; neither leaves any weight.
+        allowed = mask > torch.finfo(mask.dtype).min / 2
+        bias = mask.float().masked_fill(~allowed, -torch.inf)
+    plain = bool((bias.masked_fill(~allowed, 0.0) == 0).all()) and bool(
+        (allowed == allowed[:1]).all()
+    )
+    if plain:
+        guess = _guess(allowed[0])
+        rows = torch.arange(queries, device=mask.device)
+        said = guess.allowed(rows, slice(0, keys))
+        if torch.equal(allowed[0], torch.ones_like(allowed[0]) if said is None else said):
+            return guess
+    return AttentionMask(dense=bias if not plain else bias[:1])
+
+
+def _guess(allowed: Bool[Tensor, "N M"]) -> AttentionMask:
+    """The parameters that a mask of a known kind would have; the caller verifies them on every entry."""
+    queries, keys = allowed.shape
+    last_row = allowed[-1].nonzero().flatten()
+    if len(last_row) == 0:
+        return AttentionMask()
+    if not bool(allowed.triu(1).any()) and queries == keys:
+        start = int(allowed.any(0).nonzero()[0])
+        widest = int(allowed.sum(1).max())
+        window = widest if int(last_row[0]) > start else None
+        return AttentionMask(causal=True, window=window, start=start)
+    seen_by_first = int(allowed[0].sum())
+    if seen_by_first < keys and queries == keys and bool(allowed[-1].all()):
+        return AttentionMask(causal=True, prefix=seen_by_first)
+    stop = int(last_row[-1]) + 1
+    return AttentionMask(start=int(last_row[0]), stop=None if stop == keys else stop)
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """What entered and left one attention function.
+
+    Attributes:
+        tower: ``"vision"``, ``"projector"`` or ``"language"``.
+        layer: Counted from 0 within the tower.
+        query: After rotary embedding.
+        key: After rotary embedding and cache; G divides H, and head h reads key head h // (H / G).
+        value: Its width e may differ from the key's.
+        scale: Multiplies the scores.
+        mask: Which keys each query sees.
+        softcap: Scores go through ``softcap · tanh(score / softcap)`` before the mask, where set.
+        output_grad: Gradient of the target with respect to the output per head, before the output
+            projection; None where no backward pass was made.
+    """
+
+    tower: str
+    layer: int
+    query: Float[Tensor, "H N d"]
+    key: Float[Tensor, "G M d"]
+    value: Float[Tensor, "G M e"]
+    scale: float
+    mask: AttentionMask
+    softcap: float | None = None
+    output_grad: Float[Tensor, "H N e"] | None = None
+
+    def __post_init__(self) -> None:
+        heads, groups = self.query.shape[0], self.key.shape[0]
+        if heads % groups:
+            raise CaptureError(
+                f"{self.site}: {heads} query heads cannot share {groups} key heads evenly: the adapter names "
+                "an operation that is no attention call"
+            )
+
+    @property
+    def site(self) -> str:
+        """``{tower}.layers.{i}.attention``."""
+        return f"{self.tower}.layers.{self.layer}.attention"
+
+    @property
+    def heads(self) -> int:
+        """H."""
+        return self.query.shape[0]
+
+    @property
+    def queries(self) -> int:
+        """N."""
+        return self.query.shape[1]
+
+    @property
+    def keys(self) -> int:
+        """M."""
+        return self.key.shape[1]
+
+    def with_gradient(self, output_grad: Float[Tensor, "H N e"]) -> AttentionCall:
+        """The same call with the gradient of one target."""
+        return replace(self, output_grad=output_grad)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Scaling the queries once spares scaling every block of scores.
+        return self.query.float() * self.scale, self.key.float(), self.value.float()
+
+    @cached_property
+    def _gradient(self) -> Tensor:
+        if self.output_grad is None:
+            raise TraceError(
+                f"{self.site} has no gradient of its output: record with Capture(targets=...) naming the target"
+            )
+        return self.output_grad.float()
+
+    def blocks(
+        self, rows: Int[Tensor, " K"] | None = None, size: int = BLOCK
+    ) -> Iterator[AttentionBlock]:
+        """Cut the call into blocks of query rows, each with just the keys that its rows can see.
+
+        Args:
+            rows: The query rows wanted, ascending; all by default.
+            size: Rows of a block, at most.
+        """
+        device = self.query.device
+        wanted = torch.arange(self.queries, device=device) if rows is None else rows.to(device)
+        for part in wanted.split(size):
+            if len(part):
+                first, last = int(part[0]), int(part[-1])
+                yield AttentionBlock(self, part, self.mask.key_range(first, last, self.keys))
+
+    def weights(
+        self, rows: Int[Tensor, " K"] | None = None, heads: Int[Tensor, " J"] | None = None
+    ) -> Float[Tensor, "J K M"]:
+        """Rows of ``A``: what each query pays each key; every row sums to 1 unless it sees no key.
+
+        Args:
+            rows: Query positions, ascending; all by default.
+            heads: All by default.
+        """
+        return self._collect(rows, heads, "weights")
+
+    def weight_gradients(
+        self, rows: Int[Tensor, " K"] | None = None, heads: Int[Tensor, " J"] | None = None
+    ) -> Float[Tensor, "J K M"]:
+        """Rows of ``∂A``, the target's gradient with respect to the weights; 0 where the mask hides the key.
+
+        Args:
+            rows: Query positions, ascending; all by default.
+            heads: All by default.
+
+        Raises:
+            TraceError: If the call holds no gradient.
+        """
+        return self._collect(rows, heads, "gradients")
+
+    def _collect(self, rows: Tensor | None, heads: Tensor | None, what: str) -> Tensor:
+        count = self.queries if rows is None else len(rows)
+        kept = self.heads if heads is None else len(heads)
+        out = torch.zeros(kept, count, self.keys, device=self.query.device)
+        done = 0
+        for block in self.blocks(rows):
+            values = block.weights() if what == "weights" else block.gradients()
+            if heads is not None:
+                values = values[heads.to(values.device)]
+            out[:, done : done + len(block.rows), block.keys] = values
+            done += len(block.rows)
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionBlock:
+    """Some query rows of a call, and the run of keys that they can see.
+
+    Attributes:
+        call: Whose rows these are.
+        rows: Query positions, ascending.
+        keys: A run of key positions; every other key has weight 0 in these rows.
+    """
+
+    call: AttentionCall
+    rows: Int[Tensor, " Q"]
+    keys: slice
+
+    def _grouped(self, left: Tensor, right: Tensor) -> Float[Tensor, "H Q M"]:
+        """``left[h] @ right[h // (H / G)]ᵀ`` on this block, without repeating ``right``."""
+        groups, width = right.shape[0], right.shape[-1]
+        chosen = left[:, self.rows].reshape(groups, -1, width)
+        product = chosen @ right[:, self.keys].transpose(-1, -2)
+        return product.view(left.shape[0], len(self.rows), -1)
+
+    def _hidden(self) -> Tensor | None:
+        allowed = self.call.mask.allowed(self.rows, self.keys)
+        return None if allowed is None else ~allowed
+
+    def weights(self) -> Float[Tensor, "H Q M"]:
+        """``A`` on this block, float32."""
+        query, key, _ = self.call._factors
+        scores = self._grouped(query, key)
+        if self.call.softcap is not None:
+            scores = torch.tanh(scores / self.call.softcap) * self.call.softcap
+        if self.call.mask.dense is not None:
+            scores = scores + self.call.mask.dense[:, self.rows, self.keys].to(scores)
+        hidden = self._hidden()
+        if hidden is not None:
+            scores.masked_fill_(hidden, -torch.inf)
+        weights = torch.softmax(scores, dim=-1)
+        # A row that sees no key (a padded query) is 0/0 in softmax.
+        return torch.nan_to_num_(weights, nan=0.0)
+
+    def gradients(self) -> Float[Tensor, "H Q M"]:
+        """``∂A = ∂o vᵀ`` on this block, float32, 0 where the mask hides the key.
+
+        Raises:
+            TraceError: If the call holds no gradient.
+        """
+        product = self._grouped(self.call._gradient, self.call._factors[2])
+        hidden = self._hidden()
+        if hidden is not None:
+            product.masked_fill_(hidden, 0.0)
+        if self.call.mask.dense is not None:
+            product.masked_fill_(self.call.mask.dense[:, self.rows, self.keys] == -torch.inf, 0.0)
+        return product

@@ -1,0 +1,186 @@
+"""The only module that knows nnsight: it shows callers what passes through chosen places of a model.
+
+nnsight installs a controller on every module and keeps it there. Here it is installed for the length of one call
+and taken off again, however the call ends, so that a model is never left changed. What an observer is shown is
+the live value: it may hang tensor hooks on it, and it must not change it in place.
+
+nnsight 0.8 facts that this module stands on, each held by a test: `Cache.subscriptions` and
+`Cache.observe_selected` are what the interleaver calls; a source operation's location is
+``{module path}.source.{name}.{input|output}``; a controller is a module's ``__nnsight__`` and ``forward`` entries.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from lvlm_probe.errors import CaptureError
+
+__all__ = ["Tap", "observed", "untouched"]
+
+T = TypeVar("T")
+Observer = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
+Entered = Callable[[tuple[Any, ...], dict[str, Any]], None]
+
+_ATTENTION = re.compile(r"(attention_interface|.*scaled_dot_product_attention)_\d+$")
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A place to watch.
+
+    Attributes:
+        path: Dotted path of a module, as in ``model.named_modules()``.
+        observer: Called with positional arguments, keyword arguments and the result as each visit ends.
+        attention: Watch the attention function that the module calls, in place of the module itself.
+        entered: Called with positional and keyword arguments as each visit begins.
+    """
+
+    path: str
+    observer: Observer | None = None
+    attention: bool = False
+    entered: Entered | None = None
+
+
+def observed(model: nn.Module, taps: Sequence[Tap], call: Callable[[], T]) -> T:
+    """Run ``call`` with the taps watching ``model``; afterwards the model is as it was.
+
+    Args:
+        model: Which must run inside ``call``.
+        taps: Where to watch.
+        call: Takes nothing; what it returns is returned.
+
+    Raises:
+        CaptureError: If a tap names no module, or a module without an attention call that can be watched.
+    """
+    with _lock_of(model), _wrapped(model) as envoy:
+        relay = _relay(envoy, taps)
+        return _interleave(envoy, relay, call)
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    # nnsight runs one trace a model at a time; a second thread would enter the first one's.
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; each module's and parameter's own setting afterwards."""
+    training = [module for module in model.modules() if module.training]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _wrapped(model: nn.Module) -> Iterator[Any]:
+    from nnsight import NNsight
+
+    class Envoy(NNsight):
+        # nnsight moves inputs to this device, which is wrong where the first parameter is offloaded.
+        device = None
+
+    before = {module: _controller(module) for module in model.modules()}
+    try:
+        yield Envoy(model)
+    finally:
+        for module, entries in before.items():
+            for name in ("__nnsight__", "forward"):
+                module.__dict__.pop(name, None)
+            module.__dict__.update(entries)
+
+
+def _controller(module: nn.Module) -> dict[str, Any]:
+    return {n: module.__dict__[n] for n in ("__nnsight__", "forward") if n in module.__dict__}
+
+
+def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
+    """An nnsight cache that hands each visit to its observer and keeps nothing."""
+    from nnsight.intervention.cache import Cache
+
+    watching: dict[str, list[Tap]] = {}
+    for tap in taps:
+        module = _descend(envoy, tap.path)
+        location = _operation(module, tap.path) if tap.attention else module.path
+        watching.setdefault(location, []).append(tap)
+
+    class Relay(Cache):
+        def __init__(self) -> None:
+            super().__init__(envoy, modules=list(watching), include_inputs=True)
+            self.visits: dict[str, list[Any]] = {location: [] for location in watching}
+
+        def observe_selected(self, selected: tuple[str, str], value: Any) -> None:
+            location, slot = selected
+            if slot == "inputs":
+                self.visits[location].append(value)
+                for tap in watching[location]:
+                    if tap.entered is not None:
+                        tap.entered(*value)
+            else:
+                args, kwargs = self.visits[location].pop()
+                for tap in watching[location]:
+                    if tap.observer is not None:
+                        tap.observer(args, kwargs, value)
+
+    return Relay()
+
+
+def _descend(envoy: Any, path: str) -> Any:
+    for name in path.split(".") if path else []:
+        try:
+            envoy = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
+        except (AttributeError, IndexError) as error:
+            raise CaptureError(
+                f"the model has no module {path!r} (nothing called {name!r} under {envoy.path!r}): "
+                "mend the paths of its adapter"
+            ) from error
+    return envoy
+
+
+def _operation(module: Any, path: str) -> str:
+    """Where nnsight locates the attention function that this module calls."""
+    names = [name for name in module.source.names if _ATTENTION.match(name)]
+    if not names:
+        raise CaptureError(
+            f"module {path!r} ({type(module._module).__name__}) calls no attention function that can be "
+            "watched: name the module whose forward calls attention_interface or "
+            "scaled_dot_product_attention in the adapter"
+        )
+    # An assignment of the function comes before its call, under the same name.
+    return f"{module.path}.source.{names[-1]}"
+
+
+def _interleave(envoy: Any, relay: Any, call: Callable[[], T]) -> T:
+    from nnsight.intervention.interleaver import Mediator
+
+    def register() -> None:
+        Mediator.current("observed()").caches.append(relay)
+
+    results: list[T] = []
+
+    def run(_: Mapping[str, Any]) -> None:
+        results.append(call())
+
+    # nnsight reads this block's source from the file: it stays one plain `with`, in this module.
+    with envoy.trace({}, fn=run):
+        register()
+    return results[0]

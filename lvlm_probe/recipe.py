@@ -1,0 +1,212 @@
+"""What a recipe is, and how one is found and run.
+
+Two kinds. A *trace recipe* needs captured attention only: it is a factory of reducers, each fed one
+:class:`~lvlm_probe.attention.AttentionCall` at a time in the order of a backward pass, live or from a file. A *case
+recipe* must run the model, and is a function of a case. Both are found through the entry points
+``lvlm_probe.recipes``, so another package adds its own the way this one does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+from PIL import Image
+
+from lvlm_probe.attention import AttentionCall
+from lvlm_probe.attribution import Attribution
+from lvlm_probe.errors import RecipeError
+from lvlm_probe.layout import TokenLayout
+from lvlm_probe.target import Target
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "CaseRecipe",
+    "Context",
+    "RecipeInfo",
+    "Reducer",
+    "TraceRecipe",
+    "available_recipes",
+    "find_recipe",
+]
+
+GROUP = "lvlm_probe.recipes"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a reducer may know of the sequence before its first call.
+
+    Attributes:
+        layout: Which positions are which.
+        words: Text of each position.
+        target: What is explained, counted from the answer's start.
+        depth: Layers that will be fed, by tower; a tower that was not captured is absent.
+        images: The pictures that were asked about.
+        meta: Provenance, for the attribution's ``meta``.
+    """
+
+    layout: TokenLayout
+    words: tuple[str, ...]
+    target: Target
+    depth: Mapping[str, int]
+    images: tuple[Image.Image, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def position(self) -> int:
+        """The position whose logits predict the target."""
+        return self.layout.answer_start + self.target.index - 1
+
+
+class Reducer(Protocol):
+    """Folds attention calls into an attribution, keeping little."""
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Whose calls it wants, in the order of a backward pass: ``language`` before ``vision``."""
+        ...
+
+    def feed(self, call: AttentionCall) -> None:
+        """Take the next call; within a tower, the last layer comes first."""
+        ...
+
+    def result(self) -> Attribution:
+        """The attribution, after the last call."""
+        ...
+
+
+@runtime_checkable
+class TraceRecipe(Protocol):
+    """A recipe that needs captured attention only."""
+
+    @property
+    def name(self) -> str:
+        """As the user writes it."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the method comes from."""
+        ...
+
+    @property
+    def gradients(self) -> bool:
+        """Whether its calls must carry the target's gradient."""
+        ...
+
+    # An option is a keyword-only argument of `begin`; each recipe has its own, so only names are checked.
+    begin: Any
+    """``begin(context, *, option=default, ...) -> Reducer``."""
+
+
+@runtime_checkable
+class CaseRecipe(Protocol):
+    """A recipe that runs the model."""
+
+    @property
+    def name(self) -> str:
+        """As the user writes it."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where the method comes from."""
+        ...
+
+    explain: Any
+    """``explain(case, target, *, option=default, ...) -> Attribution``."""
+
+
+class RecipeInfo(NamedTuple):
+    """One line of :func:`available_recipes`."""
+
+    name: str
+    needs: Literal["trace", "case"]
+    summary: str
+    source: str
+
+
+@cache
+def _installed() -> dict[str, TraceRecipe | CaseRecipe]:
+    found: dict[str, TraceRecipe | CaseRecipe] = {}
+    for entry in entry_points(group=GROUP):
+        recipe = entry.load()
+        if not isinstance(recipe, TraceRecipe | CaseRecipe):
+            raise RecipeError(
+                f"entry point {entry.name!r} of {GROUP!r} gives a {type(recipe).__name__} ({entry.value}), which "
+                "is neither a TraceRecipe nor a CaseRecipe: see lvlm_probe.recipe"
+            )
+        found[recipe.name] = recipe
+    return found
+
+
+def available_recipes() -> list[RecipeInfo]:
+    """What is installed, by name."""
+    return [
+        RecipeInfo(r.name, "trace" if isinstance(r, TraceRecipe) else "case", r.summary, r.source)
+        for _, r in sorted(_installed().items())
+    ]
+
+
+def find_recipe(name: str, needs: Literal["trace", "case"] = "case") -> TraceRecipe | CaseRecipe:
+    """The recipe called ``name``.
+
+    Args:
+        name: As in :func:`available_recipes`.
+        needs: ``"trace"`` if only a trace is at hand.
+
+    Raises:
+        RecipeError: If it is unknown, or needs the model and there is only a trace.
+    """
+    known = _installed()
+    if name not in known:
+        raise RecipeError(f"unknown recipe {name!r}; known: {', '.join(sorted(known)) or 'none'}")
+    if needs == "trace" and not isinstance(known[name], TraceRecipe):
+        raise RecipeError(
+            f"recipe {name!r} runs the model, and a trace holds none: use it on a case, "
+            "case.explain(...)"
+        )
+    return known[name]
+
+
+def begin(recipe: TraceRecipe, context: Context, options: Mapping[str, Any]) -> Reducer:
+    """Start a reducer, after a check of its options' names.
+
+    Raises:
+        RecipeError: If the recipe takes no such option.
+    """
+    check_options(recipe.name, recipe.begin, options)
+    return recipe.begin(context, **options)
+
+
+def check_options(name: str, function: Any, options: Iterable[str]) -> None:
+    """Every option must be a keyword-only argument of ``function``.
+
+    Raises:
+        RecipeError: If one is not; the message lists those that are.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    taken = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    unknown = [option for option in options if option not in taken]
+    if unknown:
+        raise RecipeError(
+            f"recipe {name!r} takes no option {', '.join(map(repr, unknown))}; "
+            f"it takes: {', '.join(taken) or 'none'}"
+        )

@@ -1,0 +1,241 @@
+"""A trace: what was captured of one forward and its backward passes, ready to be explained without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lvlm_probe.attention import AttentionCall, AttentionMask
+from lvlm_probe.attribution import Attribution
+from lvlm_probe.errors import TraceError
+from lvlm_probe.layout import TokenLayout
+from lvlm_probe.recipe import Context, TraceRecipe, begin, find_recipe
+from lvlm_probe.target import Target
+
+__all__ = ["Trace"]
+
+Positions = int | range | list[int] | Tensor | None
+
+
+class Trace:
+    """Named tensors, the layout of their tokens, and where they came from.
+
+    Made by ``case.record(...)`` or :func:`lvlm_probe.load_trace`; a loaded one reads each tensor from its file
+    when it is asked for.
+
+    Attributes:
+        layout: Which positions are which.
+        meta: The document that the file carries: model, prompt, answer, targets, versions (docs/trace-format.md).
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+        self._tensors = tensors
+        self.meta = meta
+        self.layout = TokenLayout.from_json(meta["layout"])
+
+    def __repr__(self) -> str:
+        return (
+            f"Trace({self.meta['prompt']!r} → {self.meta['answer']!r}, {self.layout.length} tokens, "
+            f"{len(self._tensors)} tensors)"
+        )
+
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor, as it was stored.
+
+        Raises:
+            TraceError: If the trace has none of that name.
+        """
+        if name not in self._tensors:
+            folder = name.rsplit(".", 1)[0]
+            near = [known for known in self.names() if known.startswith(folder + ".")][:6]
+            raise TraceError(
+                f"the trace has no tensor {name!r}; "
+                + (f"near it: {', '.join(near)}" if near else "names() lists all")
+                + ". Record with a Capture that asks for it"
+            )
+        return self._tensors[name]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Text of each position."""
+        return tuple(self.meta["tokens"])
+
+    @property
+    def answer_tokens(self) -> tuple[str, ...]:
+        """The answer, token by token."""
+        return self.words[self.layout.answer_start :]
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The pictures that were asked about, where they were recorded."""
+        names = [f"image.{i}" for i in range(len(self.layout.images))]
+        return tuple(Image.fromarray(self[name].numpy()) for name in names if name in self)
+
+    def depth(self, tower: str) -> int:
+        """Layers whose attention was recorded."""
+        return int(self.meta["depth"].get(tower, 0))
+
+    def call(self, tower: str, layer: int, target: int | Target | None = None) -> AttentionCall:
+        """One attention call with its factors.
+
+        Args:
+            tower: ``"language"`` or ``"vision"``.
+            layer: From 0; negative from the last.
+            target: Whose gradient to attach; none by default.
+
+        Raises:
+            TraceError: If it was not recorded.
+        """
+        depth = self.depth(tower)
+        if not -depth <= layer < depth:
+            raise TraceError(
+                f"the trace has no attention of layer {layer} of tower {tower!r}: recorded are "
+                + (
+                    ", ".join(f"{t} 0 to {int(d) - 1}" for t, d in self.meta["depth"].items())
+                    or "none"
+                )
+            )
+        site = f"{tower}.layers.{layer % depth}.attention"
+        facts = self.meta["sites"][site]
+        grad = None
+        if target is not None:
+            grad = self[f"{site}.output_grad.{self._target(target).name}"]
+        return AttentionCall(
+            tower=tower,
+            layer=layer % depth,
+            query=self[f"{site}.query"],
+            key=self[f"{site}.key"],
+            value=self[f"{site}.value"],
+            scale=facts["scale"],
+            mask=AttentionMask.from_json(
+                facts["mask"], self[f"{site}.mask"] if facts["mask"]["dense"] else None
+            ),
+            softcap=facts["softcap"],
+            output_grad=grad,
+        )
+
+    def calls(self, tower: str, target: int | Target | None = None) -> Iterator[AttentionCall]:
+        """Every call of a tower in the order of a backward pass, the last layer first."""
+        for layer in reversed(range(self.depth(tower))):
+            yield self.call(tower, layer, target)
+
+    def attention(
+        self, tower: str, layer: int = -1, queries: Positions = None, heads: Positions = None
+    ) -> Float[Tensor, "H Q N"]:
+        """Rows of the attention weights, rebuilt from the factors in float32.
+
+        Args:
+            tower: ``"language"`` or ``"vision"``.
+            layer: From 0; negative from the last.
+            queries: Positions of the rows; all by default. Negative ones count from the end.
+            heads: All by default.
+
+        Raises:
+            TraceError: If it was not recorded, or a position or head is out of range.
+        """
+        return _rows(self.call(tower, layer), "weights", queries, heads)
+
+    def attention_gradient(
+        self,
+        tower: str,
+        layer: int = -1,
+        target: int | Target = 0,
+        queries: Positions = None,
+        heads: Positions = None,
+    ) -> Float[Tensor, "H Q N"]:
+        """Rows of the target's gradient with respect to the attention weights; arguments as for :meth:`attention`.
+
+        Raises:
+            TraceError: If it was not recorded, or a position or head is out of range.
+        """
+        return _rows(self.call(tower, layer, target), "weight_gradients", queries, heads)
+
+    def explain(self, recipe: str, target: int | Target = 0, **options: Any) -> Attribution:
+        """The recipe's explanation of one answer token; the same numbers as live.
+
+        Args:
+            recipe: A name from :func:`lvlm_probe.available_recipes`.
+            target: Index of the answer token, or a :class:`Target`.
+            **options: The recipe's own.
+
+        Raises:
+            RecipeError: If the recipe is unknown or needs the model.
+            TraceError: If what it needs was not recorded.
+        """
+        found = find_recipe(recipe, needs="trace")
+        assert isinstance(found, TraceRecipe)
+        wanted = Target.of(target).within(self.answer_tokens)
+        context = Context(
+            layout=self.layout,
+            words=self.words,
+            target=wanted,
+            depth={tower: int(depth) for tower, depth in self.meta["depth"].items()},
+            images=self.images,
+            meta={"model": self.meta["model"], "options": options},
+        )
+        reducer = begin(found, context, options)
+        for tower in reducer.towers:
+            for call in self.calls(tower, wanted if found.gradients else None):
+                reducer.feed(call)
+        return reducer.result()
+
+    def save(self, path: str | Path, shard_size: int | None = None) -> Path:
+        """Write to ``path``, whole or not at all.
+
+        Args:
+            path: Ends in ``.safetensors``.
+            shard_size: Bytes of tensors above which the trace is cut into several files beside an index;
+                2 GB by default.
+
+        Returns:
+            The file to load: ``path``, or the index beside it.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        from lvlm_probe.store import SHARD_SIZE, save_trace
+
+        return save_trace(self._tensors, self.meta, Path(path), shard_size or SHARD_SIZE)
+
+    def _target(self, target: int | Target) -> Target:
+        wanted = Target.of(target).within(self.answer_tokens)
+        if wanted.name not in self.meta["targets"]:
+            raise TraceError(
+                f"the trace holds no gradient of target {wanted.name!r}; recorded targets: "
+                f"{', '.join(self.meta['targets']) or 'none'}. Record with Capture(targets=...)"
+            )
+        return wanted
+
+
+def _rows(call: AttentionCall, what: str, queries: Positions, heads: Positions) -> Tensor:
+    rows = _positions(queries, call.queries, f"{call.site}: query position")
+    chosen = _positions(heads, call.heads, f"{call.site}: head")
+    if rows is None:
+        return getattr(call, what)(None, chosen)
+    # Blocks want ascending rows without repeats; the caller's own order is put back afterwards.
+    ascending, back = torch.unique(rows, return_inverse=True)
+    return getattr(call, what)(ascending, chosen)[:, back]
+
+
+def _positions(wanted: Positions, count: int, what: str) -> Tensor | None:
+    if wanted is None:
+        return None
+    chosen = torch.as_tensor(
+        [wanted] if isinstance(wanted, int) else list(wanted), dtype=torch.long
+    )
+    if len(chosen) == 0 or int(chosen.min()) < -count or int(chosen.max()) >= count:
+        raise TraceError(f"{what} {chosen.tolist()} is out of range: there are {count}, from 0")
+    return chosen % count
