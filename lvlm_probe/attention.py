@@ -34,7 +34,8 @@ class AttentionMask:
         segments: Lengths of sequences laid end to end; a query sees its own segment only.
         start: Keys before this one are padding.
         stop: Keys from this one on are padding.
-        dense: Added to the scores as it stands; set only where nothing shorter says it.
+        dense: Added to the scores as it stands, one for all heads or one a head; set only where nothing
+            shorter says it.
     """
 
     causal: bool = False
@@ -43,7 +44,7 @@ class AttentionMask:
     segments: tuple[int, ...] = ()
     start: int = 0
     stop: int | None = None
-    dense: Float[Tensor, "H|1 N M"] | None = None
+    dense: Float[Tensor, "_ N M"] | None = None
 
     def allowed(self, queries: Int[Tensor, " Q"], keys: slice) -> Bool[Tensor, "Q M"] | None:
         """Which of ``keys`` each of ``queries`` may see; None where it sees all of them. Ignores ``dense``."""

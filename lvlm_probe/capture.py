@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +85,7 @@ class Capture:
         return {**data, "towers": list(self.towers)}
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes what a stream hands on."""
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lvlm_probe.errors import ImageError
 
 __all__ = ["ImageLike", "load_image", "load_images"]
 
-ImageLike: TypeAlias = "Image.Image | str | Path | np.ndarray[Any, Any] | torch.Tensor"
+if TYPE_CHECKING:
+    ImageLike: TypeAlias = Image.Image | str | Path | NDArray[Any] | torch.Tensor
+else:
+    ImageLike = Any  # load_image itself says what is wrong with anything else
 
 
 def load_images(images: ImageLike | Sequence[ImageLike]) -> tuple[Image.Image, ...]:
@@ -77,7 +81,7 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-def _from_array(array: np.ndarray[Any, Any]) -> Image.Image:
+def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[-1] not in (3, 4)):

@@ -65,6 +65,7 @@ class Context:
         return self.layout.answer_start + self.target.index - 1
 
 
+@runtime_checkable
 class Reducer(Protocol):
     """Folds attention calls into an attribution, keeping little."""
 

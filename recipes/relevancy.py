@@ -107,8 +107,8 @@ def relevance_rows(
 def relevance_rows_cached(
     attentions: Sequence[Float[Tensor, "H N N"]],
     gradients: Sequence[Float[Tensor, "H N N"]],
-    steps: Sequence[Sequence[tuple[Float[Tensor, "H 1 M"], Float[Tensor, "H 1 M"]]]],
-) -> list[Float[Tensor, " M"]]:
+    steps: Sequence[Sequence[tuple[Float[Tensor, "H 1 _"], Float[Tensor, "H 1 _"]]]],
+) -> list[Float[Tensor, " _"]]:
     """The last row at each step of decoding with a cache, identity included, as LVLM-Interpret has it.
 
     Each step adds one row to every layer's ``Ā`` with that step's own gradient; rows of earlier tokens keep the
@@ -117,8 +117,8 @@ def relevance_rows_cached(
     Args:
         attentions: Of the prompt, first layer first.
         gradients: Of the prompt's own target.
-        steps: For each decoded token, (attention, gradient) of its one query row, first layer first; M grows by
-            one a step.
+        steps: For each decoded token, (attention, gradient) of its one query row, [H 1 M] with M = N + 1,
+            N + 2, …; first layer first.
 
     Returns:
         For each step its row, of length N + 1, N + 2, ….
