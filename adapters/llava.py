@@ -21,7 +21,7 @@ def _vision_depth(config: Any) -> int:
 
 
 def _box(processor: Any, size: tuple[int, int]) -> Box:
-    image_processor = getattr(processor, "image_processor", None)
+    image_processor: Any = getattr(processor, "image_processor", None)
     if type(image_processor).__name__.startswith("LlavaImageProcessor") and image_processor.do_pad:
         # Padded to a square, the image in its middle, before anything else.
         height, width = size

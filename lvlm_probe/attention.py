@@ -229,12 +229,18 @@ class AttentionCall:
         return replace(self, output_grad=output_grad)
 
     @cached_property
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Query times scale, key and value, float32."""
         # Scaling the queries once spares scaling every block of scores.
         return self.query.float() * self.scale, self.key.float(), self.value.float()
 
     @cached_property
-    def _gradient(self) -> Tensor:
+    def gradient(self) -> Float[Tensor, "H N e"]:
+        """Gradient of the output, float32.
+
+        Raises:
+            TraceError: If the call holds none.
+        """
         if self.output_grad is None:
             raise TraceError(
                 f"{self.site} has no gradient of its output: record with Capture(targets=...) naming the target"
@@ -323,7 +329,7 @@ class AttentionBlock:
 
     def weights(self) -> Float[Tensor, "H Q M"]:
         """``A`` on this block, float32."""
-        query, key, _ = self.call._factors
+        query, key, _ = self.call.factors
         scores = self._grouped(query, key)
         if self.call.softcap is not None:
             scores = torch.tanh(scores / self.call.softcap) * self.call.softcap
@@ -342,7 +348,7 @@ class AttentionBlock:
         Raises:
             TraceError: If the call holds no gradient.
         """
-        product = self._grouped(self.call._gradient, self.call._factors[2])
+        product = self._grouped(self.call.gradient, self.call.factors[2])
         hidden = self._hidden()
         if hidden is not None:
             product.masked_fill_(hidden, 0.0)

@@ -153,18 +153,16 @@ class Attribution:
             OutputError: If the ending is another, or the file cannot be written.
         """
         path = Path(path)
+        if path.suffix not in (".json", *PICTURES):
+            raise OutputError(
+                f"cannot save an attribution as {path.name!r}: end the name in .json or {', '.join(PICTURES)}"
+            )
         try:
             if path.suffix == ".json":
                 path.write_text(json.dumps(self.to_json(), ensure_ascii=False), encoding="utf-8")
-            elif path.suffix in PICTURES:
-                self.plot().savefig(path, dpi=150)
             else:
-                raise OutputError(
-                    f"cannot save an attribution as {path.name!r}: end the name in .json or {', '.join(PICTURES)}"
-                )
+                self.plot().savefig(path, dpi=150)
         except OSError as error:
-            if isinstance(error, OutputError):
-                raise
             raise OutputError(
                 f"cannot write {str(path)!r} ({error.strerror}): choose a folder that you may write to"
             ) from error

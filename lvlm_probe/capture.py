@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -132,9 +133,7 @@ def stream(
     Raises:
         CaptureError: If a site was not reached or got no gradient.
     """
-    run = _Run(
-        model, sites, layout, dict(inputs), want, targets, sink, progress or (lambda *_: None)
-    )
+    run = _Run(model, sites, layout, dict(inputs), want, targets, sink, progress)
     grad = torch.enable_grad() if targets else torch.no_grad()
     with untouched(model), torch.inference_mode(mode=False), grad:
         return observed(model, run.taps(), run)
@@ -152,10 +151,11 @@ class _Run:
         want: Capture,
         targets: Sequence[Target],
         sink: Sink,
-        progress: Callable[[int, int], None],
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         self.model, self.sites, self.layout, self.inputs = model, sites, layout, inputs
-        self.want, self.targets, self.sink, self.progress = want, targets, sink, progress
+        self.want, self.targets, self.sink = want, targets, sink
+        self.progress = progress or _no_progress
         self.towers: dict[str, tuple[LayerSite, ...]] = {}
         if "vision" in want.towers and sites.vision and layout.images:
             self.towers["vision"] = sites.vision
@@ -286,7 +286,7 @@ class _Run:
             self.reached.add(call.site)
             self.sink.call(call, _packed(found.detach().transpose(1, 2)))
             if self.targets and self.want.attention:
-                found.register_hook(lambda grad: self._on_gradient(call, grad))
+                found.register_hook(partial(self._on_gradient, call))
 
         return observe
 
@@ -298,7 +298,11 @@ class _Run:
     def _read(
         self, tower: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> AttentionCall:
-        """The call's factors; items of a batch are laid end to end, each a segment of its own."""
+        """The call's factors; items of a batch are laid end to end, each a segment of its own.
+
+        Raises:
+            CaptureError: If the scores have a term that the factors do not carry.
+        """
         names = ("module", "query", "key", "value", "attention_mask")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         module, query, key, value = (given[name] for name in names[:4])
@@ -353,6 +357,10 @@ class _Run:
         if id(mask) not in self.masks:  # every layer is handed the same tensor
             self.masks[id(mask)] = (mask, describe_mask(mask.detach(), queries, keys))
         return self.masks[id(mask)][1]
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
 
 
 def _packed(heads: Tensor) -> Tensor:

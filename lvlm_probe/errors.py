@@ -8,6 +8,7 @@ One tree, so that one ``except`` can catch it all; each leaf also derives from t
     │   ├── PromptError                  no text, or image places and images that differ in number
     │   ├── AnswerError                  an answer of zero tokens
     │   └── TargetError                  a target outside the answer, or of an unknown kind
+    ├── ModelError (OSError)             no model of that name can be loaded
     ├── AdapterError                     the model's family is unknown, or is not built as its adapter says
     ├── LayoutError (ValueError)         token spans that overlap, or leave the sequence
     ├── CaptureError (RuntimeError)      a site was never reached, or got no gradient
@@ -30,6 +31,7 @@ __all__ = [
     "LayoutError",
     "LvlmProbeError",
     "MissingExtraError",
+    "ModelError",
     "OutputError",
     "PromptError",
     "RecipeError",
@@ -62,6 +64,10 @@ class AnswerError(InputError):
 
 class TargetError(InputError):
     """A target outside the answer, or of an unknown kind."""
+
+
+class ModelError(LvlmProbeError, OSError):
+    """No model of that name can be loaded."""
 
 
 class AdapterError(LvlmProbeError):

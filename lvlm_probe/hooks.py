@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -74,7 +74,7 @@ def _lock_of(model: nn.Module) -> threading.RLock:
 
 
 @contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
+def untouched(model: nn.Module) -> Generator[None]:
     """Evaluation mode and frozen parameters inside; each module's and parameter's own setting afterwards."""
     training = [module for module in model.modules() if module.training]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -92,12 +92,14 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(model: nn.Module) -> Iterator[Any]:
+def _wrapped(model: nn.Module) -> Generator[Any]:
     from nnsight import NNsight
 
     class Envoy(NNsight):
         # nnsight moves inputs to this device, which is wrong where the first parameter is offloaded.
-        device = None
+        @property
+        def device(self) -> None:
+            return None
 
     before = {module: _controller(module) for module in model.modules()}
     try:
@@ -157,7 +159,11 @@ def _descend(envoy: Any, path: str) -> Any:
 
 
 def _operation(module: Any, path: str) -> str:
-    """Where nnsight locates the attention function that this module calls."""
+    """Where nnsight locates the attention function that this module calls.
+
+    Raises:
+        CaptureError: If it calls none that can be watched.
+    """
     names = [name for name in module.source.names if _ATTENTION.match(name)]
     if not names:
         raise CaptureError(

@@ -50,7 +50,7 @@ def load_image(image: ImageLike) -> Image.Image:
         picture = _open(Path(image))
     elif isinstance(image, Image.Image):
         picture = image
-    elif isinstance(image, np.ndarray | torch.Tensor):
+    elif isinstance(image, np.ndarray | torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         picture = _from_array(np.asarray(image))
     else:
         raise ImageError(

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lvlm_probe.errors import LayoutError
@@ -170,6 +170,11 @@ class ImageSpan:
         """Every position along N that shows a part of the image."""
         return [position for grid in self.tokens for position in grid.positions]
 
+    def seen(self) -> Bool[Tensor, "Y X"]:
+        """Which pixels of the original image some visual token shows; the others were cropped away."""
+        shown = [g.on_pixels(torch.ones(g.rows, g.columns), self.size) for g in self.tokens]
+        return torch.stack(shown).sum(0) > 0
+
     def spread(self, scores: Float[Tensor, "*K N"], width: int) -> Float[Tensor, "*K P"]:
         """Scores of the visual tokens handed on to the patches that each token shows.
 
@@ -226,7 +231,11 @@ class ImageSpan:
 def _cells_of_patches(
     patches: int, low: float, high: float, cells: int, cells_low: float, cells_high: float
 ) -> Tensor:
-    """Along one axis: the cell in which each patch's centre lies."""
+    """Along one axis: the cell in which each patch's centre lies.
+
+    Raises:
+        LayoutError: If a patch lies in none.
+    """
     centres = low + (np.arange(patches) + 0.5) * (high - low) / patches
     index = np.floor((centres - cells_low) / (cells_high - cells_low) * cells).astype(np.int64)
     if index.min() < 0 or index.max() >= cells:
@@ -316,7 +325,9 @@ class TokenLayout:
         """
 
         def grids(rows: Sequence[Mapping[str, Any]]) -> tuple[PatchGrid, ...]:
-            return tuple(PatchGrid(**{**row, "box": Box(**row["box"])}) for row in rows)
+            return tuple(
+                PatchGrid(**cast("Any", {**row, "box": Box(**row["box"])})) for row in rows
+            )
 
         images = tuple(
             ImageSpan(

@@ -20,7 +20,9 @@ __all__ = ["draw"]
 
 WIDTH, HEIGHT = 8.0, 5.2  # inches
 MARGIN = 0.04  # of the figure's width
-MOST_WORDS = 90  # a longer prompt shows its end
+MOST_WORDS = 60  # a longer prompt shows its end
+AROUND = 12  # a longer answer shows this many tokens on either side of the explained one
+LINE = 0.05  # of the figure's height
 GREY = "#d9d9d9"
 
 
@@ -39,8 +41,8 @@ def draw(attribution: Attribution, image: int = 0) -> Figure:
     _title(figure, attribution)
     if attribution.layout.images:
         _maps(figure, attribution, image)
-    _answer(figure, attribution)
-    _prompt(figure, attribution)
+    below = _answer(figure, attribution, 0.205)
+    _prompt(figure, attribution, below - 1.2 * LINE)
     return figure
 
 
@@ -76,6 +78,7 @@ def _scale(scores: NDArray[np.float32]) -> tuple[Normalize, Colormap]:
 
 def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
     heat = attribution.pixels(image).numpy()
+    seen = attribution.layout.image(image).seen().numpy()
     norm, colours = _scale(heat)
     left = figure.add_axes((MARGIN, 0.27, 0.40, 0.62))
     right = figure.add_axes((0.47, 0.27, 0.40, 0.62))
@@ -87,9 +90,13 @@ def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
         grey = np.asarray(attribution.images[image].convert("L"))
         right.imshow(grey, cmap="gray", vmin=0, vmax=255, interpolation=smooth)
     else:
-        left.text(0.5, 0.5, "the picture was not recorded", ha="center", va="center", color="#555555")
+        left.text(
+            0.5, 0.5, "the picture was not recorded", ha="center", va="center", color="#555555"
+        )
         left.set(xlim=(0, 1), ylim=(0, 1))
-    # Each pixel has its patch's score: smoothing would move relevance to pixels that have none.
+    # Each pixel has its patch's score: smoothing would move relevance to pixels that have none. What was cropped
+    # away stays bare.
+    heat = np.ma.masked_array(heat, ~seen)
     right.imshow(heat, cmap=colours, norm=norm, alpha=0.7, interpolation="nearest")
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
@@ -100,35 +107,49 @@ def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
     )
     bar.ax.tick_params(labelsize=7)
     bar.formatter.set_powerlimits((-2, 3))  # pyright: ignore[reportAttributeAccessIssue]
-    bar.ax.yaxis.get_offset_text().set_size(7)
+    bar.ax.yaxis.get_offset_text().set_fontsize(7)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
-def _answer(figure: Figure, attribution: Attribution) -> None:
-    start = attribution.layout.answer_start
-    words = attribution.words[start:]
-    chips = [("#ffd24d" if n == attribution.target.index else "white") for n in range(len(words))]
-    _flow(figure, "answer", words, chips, 0.19)
+def _answer(figure: Figure, attribution: Attribution, top: float) -> float:
+    words = list(attribution.words[attribution.layout.answer_start :])
+    chips: list[Any] = ["white"] * len(words)
+    chips[attribution.target.index] = "#ffd24d"
+    first, last = max(0, attribution.target.index - AROUND), attribution.target.index + AROUND + 1
+    before, after = ["…"] * (first > 0), ["…"] * (last < len(words))
+    return _flow(
+        figure,
+        "answer",
+        [*before, *words[first:last], *after],
+        [*("white" for _ in before), *chips[first:last], *("white" for _ in after)],
+        top,
+    )
 
 
-def _prompt(figure: Figure, attribution: Attribution) -> None:
-    layout = attribution.layout
-    known = [p for p in layout.text_positions if p < attribution.position and attribution.words[p].strip()]
-    cut = len(known) > MOST_WORDS
-    known = known[-MOST_WORDS:]
-    scores = attribution.tokens[known].numpy()
-    if len(known) == 0:
+def _prompt(figure: Figure, attribution: Attribution, top: float) -> None:
+    words = attribution.words
+    positions = [
+        p
+        for p in attribution.layout.text_positions
+        if p < attribution.position and words[p].strip()
+    ]
+    if not positions:
         return
+    before = ["…"] * (len(positions) > MOST_WORDS)
+    positions = positions[-MOST_WORDS:]
+    scores = attribution.tokens[positions].numpy()
     norm, _ = _scale(scores)
-    colours = colormaps["RdBu_r" if scores.min() < 0 else "Blues"]
-    # Half of the colour range keeps black letters legible.
-    chips = [colours(0.6 * norm(score)) if scores.min() >= 0 else colours(norm(score)) for score in scores]
-    words = [attribution.words[p] for p in known]
-    _flow(figure, "text", ["…", *words] if cut else words, ["white", *chips] if cut else chips, 0.10)
+    # The pale half of a colour range keeps black letters legible.
+    pale = colormaps["Blues"] if scores.min() >= 0 else colormaps["RdBu_r"]
+    chips = [pale(0.6 * norm(s) if scores.min() >= 0 else 0.2 + 0.6 * norm(s)) for s in scores]
+    shown = [words[p] for p in positions]
+    _flow(figure, "text", [*before, *shown], [*("white" for _ in before), *chips], top)
 
 
-def _flow(figure: Figure, label: str, words: Sequence[str], chips: Sequence[Any], top: float) -> None:
-    """Words in a row, each on its colour, wrapped at the right margin."""
+def _flow(
+    figure: Figure, label: str, words: Sequence[str], chips: Sequence[Any], top: float
+) -> float:
+    """Words in a row, each on its colour, wrapped at the right margin; returns the last line's height."""
     figure.text(MARGIN, top, label, fontsize=8, color="#777777", va="center")
     renderer = FigureCanvasAgg(figure).get_renderer()
     width = figure.bbox.width
@@ -140,6 +161,7 @@ def _flow(figure: Figure, label: str, words: Sequence[str], chips: Sequence[Any]
         )
         extent = text.get_window_extent(renderer).width / width
         if x + extent > 1 - MARGIN:
-            x, y = MARGIN + 0.075, y - 0.048
+            x, y = MARGIN + 0.075, y - LINE
             text.set_position((x, y))
         x += extent + 0.016
+    return y

@@ -19,7 +19,7 @@ from lvlm_probe.adapter import Adapter, Sites, SourceSequence, adapter_for
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.capture import Capture, stream
-from lvlm_probe.errors import AnswerError, LayoutError, PromptError, RecipeError
+from lvlm_probe.errors import AnswerError, LayoutError, ModelError, PromptError, RecipeError
 from lvlm_probe.hooks import untouched
 from lvlm_probe.images import ImageLike, load_images
 from lvlm_probe.recipe import (
@@ -77,6 +77,7 @@ class Probe:
                 are loaded as float32, since half precision is slow and rough on a CPU.
 
         Raises:
+            ModelError: If there is no such model, or its weights cannot be loaded.
             AdapterError: If the family is unknown.
         """
         from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -96,10 +97,16 @@ class Probe:
             "trust_remote_code",
             "subfolder",
         )
-        processor = AutoProcessor.from_pretrained(
-            folder, **{k: options[k] for k in shared if k in options}
-        )
-        loaded = AutoModelForImageTextToText.from_pretrained(folder, **options)
+        try:
+            processor = AutoProcessor.from_pretrained(
+                folder, **{name: options[name] for name in shared if name in options}
+            )
+            loaded = AutoModelForImageTextToText.from_pretrained(folder, **options)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"cannot load the model {str(model)!r}: {error}. Name a folder or a Hugging Face id of an "
+                "image-text-to-text model, or 'demo'"
+            ) from error
         return cls(loaded.eval(), processor, name=str(model))
 
     def __repr__(self) -> str:
@@ -211,9 +218,15 @@ class Probe:
         with untouched(self.model), torch.inference_mode():
             sequence = self.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
         ids = sequence[0, inputs["input_ids"].shape[1] :].clone()
-        special = torch.tensor(self._tokenizer.all_special_ids, device=ids.device)
+        special = torch.tensor(self.tokenizer.all_special_ids, device=ids.device)
         while len(ids) and bool((ids[-1] == special).any()):
             ids = ids[:-1]
+        place = getattr(self.model.config, "image_token_id", None)
+        if place is not None and bool((ids == place).any()):
+            raise AnswerError(
+                f"{self.name!r} wrote an image place (token {place}) into its answer, which cannot be read back: "
+                "ask otherwise, or pass answer=..."
+            )
         if len(ids) == 0:
             raise AnswerError(
                 f"{self.name!r} answered nothing: it ended at once. Ask otherwise, or pass answer=..."
@@ -223,7 +236,7 @@ class Probe:
     def _encode(self, text: str, answer: str) -> Tensor:
         # After "ASSISTANT:" a word is another token than after a space; follow what the model itself would write.
         space = "" if text[-1:].isspace() or answer[:1].isspace() else " "
-        ids = self._tokenizer(space + answer, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(space + answer, add_special_tokens=False)["input_ids"]
         if not answer.strip() or not ids:
             raise AnswerError(
                 f"the answer {answer!r} has no token: pass some text, or None to let the model answer"
@@ -231,7 +244,8 @@ class Probe:
         return torch.tensor(ids, device=self.model.device)
 
     @property
-    def _tokenizer(self) -> Any:
+    def tokenizer(self) -> Any:
+        """The processor's."""
         return getattr(self.processor, "tokenizer", self.processor)
 
     @cached_property
@@ -328,7 +342,7 @@ class Case:
             return tuple(
                 f"#{i}" if n < self.layout.answer_start else f" #{i}" for n, i in enumerate(ids)
             )
-        decode = self.probe._tokenizer.decode
+        decode = self.probe.tokenizer.decode
         cache: dict[int, str] = {}
         words = [cache.setdefault(i, decode([i])) for i in ids[: self.layout.answer_start]]
         # The answer as it grows: a token adds what it adds in its place, spaces and half characters included.

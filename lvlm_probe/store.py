@@ -8,7 +8,7 @@ import os
 import secrets
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -159,11 +159,15 @@ def _read_index(path: Path) -> tuple[str, dict[str, Path]]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], str]:
-    """Dtype and shape of each tensor, and the document's text."""
+    """Dtype and shape of each tensor, and the document's text.
+
+    Raises:
+        TraceFormatError: If the file is no whole safetensors file, or no trace.
+    """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            slices = {name: file.get_slice(name) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in _names(file)}
             facts = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise TraceFormatError(
@@ -175,6 +179,10 @@ def _read_header(path: Path) -> tuple[dict[str, tuple[str, list[int]]], str]:
             f"{str(path)!r} is a safetensors file without the document {KEY!r}: it is not a trace"
         )
     return facts, metadata[KEY]
+
+
+def _names(file: Any) -> list[str]:
+    return list(file.keys())
 
 
 def _size(path: Path) -> str:
@@ -321,7 +329,7 @@ def _facts(tensor: Tensor) -> dict[str, Any]:
 
 def _raw(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -342,7 +350,7 @@ def _canonical(value: Any) -> str:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Generator[Path]:
     """A temporary file beside ``path`` that takes its place once it is whole and on the disk."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
@@ -360,7 +368,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -51,15 +52,12 @@ class Target:
         Raises:
             TargetError: If the text has another form.
         """
-        index, _, kind = text.partition(":")
-        try:
-            return cls(int(index), kind or "margin")
-        except ValueError as error:
-            if isinstance(error, TargetError):
-                raise
+        found = re.fullmatch(r"(-?\d+)(?::(\w+))?", text.strip())
+        if found is None:
             raise TargetError(
                 f"target {text!r} is not of the form INDEX or INDEX:KIND, as in 0 or 2:logprob"
-            ) from error
+            )
+        return cls(int(found[1]), found[2] or "margin")
 
     @property
     def name(self) -> str:

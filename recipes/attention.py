@@ -177,7 +177,7 @@ class _Attention:
 
     def result(self) -> Attribution:
         """The explanation."""
-        chosen = self.rows.mean(0) if self.layer == "mean" else self.rows[self.layer]
+        chosen = self.rows.mean(0) if isinstance(self.layer, str) else self.rows[self.layer]
         context = self.context
         return Attribution(
             recipe=ATTENTION.name,

@@ -8,7 +8,9 @@ import torch
 
 import lvlm_probe as lp
 
-torch.set_num_threads(1)  # the models here are too small for more, and two processes share two cores
+torch.set_num_threads(
+    1
+)  # the models here are too small for more, and two processes share two cores
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,27 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = "<unk> <pad> <s> </s> <image> user : assistant what is this where red blue circle a on the left".split()
+WORDS = [
+    "<unk>",
+    "<pad>",
+    "<s>",
+    "</s>",
+    "<image>",
+    "user",
+    ":",
+    "assistant",
+    "what",
+    "is",
+    "this",
+    "where",
+    "red",
+    "blue",
+    "circle",
+    "a",
+    "on",
+    "the",
+    "left",
+]
 TEMPLATE = (
     "{% for m in messages %}user :{% for c in m['content'] %}{% if c['type'] == 'image' %} <image>"
     "{% else %} {{ c['text'] }}{% endif %}{% endfor %}{% endfor %} assistant :"
