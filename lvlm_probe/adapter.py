@@ -201,18 +201,26 @@ def visible_box(image_processor: Any, size: tuple[int, int]) -> Box:
 
     Returns:
         In pixels of the original; beyond it where the crop is larger than the resized image.
+
+    Raises:
+        AdapterError: If it crops after a way of resizing that is not known here.
     """
     height, width = size
+    if not getattr(image_processor, "do_center_crop", False):
+        return Box(0.0, 0.0, float(width), float(height))
     resized = (height, width)
     if getattr(image_processor, "do_resize", False):
         wanted = dict(image_processor.size)
-        if "shortest_edge" in wanted:
+        if wanted.keys() == {"shortest_edge"}:
             edge, short = wanted["shortest_edge"], min(height, width)
             resized = (int(edge * height / short), int(edge * width / short))
-        else:
+        elif wanted.keys() == {"height", "width"}:
             resized = (wanted["height"], wanted["width"])
-    if not getattr(image_processor, "do_center_crop", False):
-        return Box(0, 0, width, height)
+        else:
+            raise AdapterError(
+                f"cannot tell what {type(image_processor).__name__} crops: it resizes to {wanted}, and known are "
+                "'shortest_edge' alone, and 'height' with 'width'; let the adapter's layout compute the box itself"
+            )
     crop = dict(image_processor.crop_size)
     top, left = (resized[0] - crop["height"]) // 2, (resized[1] - crop["width"]) // 2
     across, down = width / resized[1], height / resized[0]

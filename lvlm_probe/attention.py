@@ -91,6 +91,7 @@ class AttentionMask:
                 if begin <= last < begin + length:
                     high = min(high, begin + length)
                 begin += length
+        low = min(low, keys - 1)  # a run of one, hidden, key where nothing is seen
         return slice(low, max(high, low + 1))
 
     def to_json(self) -> dict[str, Any]:
@@ -123,15 +124,16 @@ def describe_mask(mask: Tensor, queries: int, keys: int) -> AttentionMask:
     """The shortest description that allows exactly what ``mask`` allows.
 
     Args:
-        mask: Boolean (true where a key is seen) or added to the scores; ``[..., N, M]``, where one of the
-            leading sides may be the heads'.
+        mask: Boolean (true where a key is seen) or added to the scores; ``[..., N, M]``, or ``[..., 1, M]``
+            for all queries alike, where one of the leading sides may be the heads'.
         queries: N.
         keys: M; a mask with more columns is cropped, as the kernels do.
 
     Returns:
         Causal, sliding-window, prefix and padding masks by their numbers; anything else with its dense form.
     """
-    mask = mask[..., :queries, :keys].reshape(-1, *mask[..., :queries, :keys].shape[-2:])
+    mask = mask[..., :queries, :keys]
+    mask = mask.expand(*mask.shape[:-2], queries, keys).reshape(-1, queries, keys)
     if mask.dtype == torch.bool:
         allowed = mask
         bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
@@ -143,30 +145,32 @@ def describe_mask(mask: Tensor, queries: int, keys: int) -> AttentionMask:
         (allowed == allowed[:1]).all()
     )
     if plain:
-        guess = _guess(allowed[0])
         rows = torch.arange(queries, device=mask.device)
-        said = guess.allowed(rows, slice(0, keys))
-        if torch.equal(allowed[0], torch.ones_like(allowed[0]) if said is None else said):
-            return guess
+        for guess in _guesses(allowed[0]):
+            said = guess.allowed(rows, slice(0, keys))
+            if torch.equal(allowed[0], torch.ones_like(allowed[0]) if said is None else said):
+                return guess
     return AttentionMask(dense=bias if not plain else bias[:1])
 
 
-def _guess(allowed: Bool[Tensor, "N M"]) -> AttentionMask:
-    """The parameters that a mask of a known kind would have; the caller verifies them on every entry."""
+def _guesses(allowed: Bool[Tensor, "N M"]) -> Iterator[AttentionMask]:
+    """The parameters that a mask of each known kind would have; the caller verifies them on every entry."""
     queries, keys = allowed.shape
-    last_row = allowed[-1].nonzero().flatten()
-    if len(last_row) == 0:
-        return AttentionMask()
-    if not bool(allowed.triu(1).any()) and queries == keys:
-        start = int(allowed.any(0).nonzero()[0])
-        widest = int(allowed.sum(1).max())
-        window = widest if int(last_row[0]) > start else None
-        return AttentionMask(causal=True, window=window, start=start)
-    seen_by_first = int(allowed[0].sum())
-    if seen_by_first < keys and queries == keys and bool(allowed[-1].all()):
-        return AttentionMask(causal=True, prefix=seen_by_first)
-    stop = int(last_row[-1]) + 1
-    return AttentionMask(start=int(last_row[0]), stop=None if stop == keys else stop)
+    seen = allowed.any(0).nonzero().flatten()
+    if len(seen) == 0:
+        return
+    start, stop = int(seen[0]), int(seen[-1]) + 1
+    padded = AttentionMask(start=start, stop=None if stop == keys else stop)
+    yield padded
+    if queries != keys:
+        return
+    # Only a window lets the last query that sees anything miss the first key, or leaves later ones blind.
+    last = int(allowed.any(1).nonzero()[-1])
+    first = int(allowed[last].nonzero()[0])
+    window = last - first + 1 if first > start or last < queries - 1 else None
+    ahead = allowed[0].nonzero().flatten()  # more than itself in a prefix
+    prefix = int(ahead[-1]) + 1 if len(ahead) else 0
+    yield replace(padded, causal=True, window=window, prefix=prefix if prefix > 1 else 0)
 
 
 @dataclass(frozen=True)
@@ -291,7 +295,8 @@ class AttentionCall:
     def _collect(self, rows: Tensor | None, heads: Tensor | None, what: str) -> Tensor:
         count = self.queries if rows is None else len(rows)
         kept = self.heads if heads is None else len(heads)
-        out = torch.zeros(kept, count, self.keys, device=self.query.device)
+        device = self.query.device
+        out = torch.zeros(kept, count, self.keys, dtype=torch.float32, device=device)
         done = 0
         for block in self.blocks(rows):
             values = block.weights() if what == "weights" else block.gradients()
@@ -323,9 +328,15 @@ class AttentionBlock:
         product = chosen @ right[:, self.keys].transpose(-1, -2)
         return product.view(left.shape[0], len(self.rows), -1)
 
-    def _hidden(self) -> Tensor | None:
-        allowed = self.call.mask.allowed(self.rows, self.keys)
-        return None if allowed is None else ~allowed
+    def _hidden(self) -> Bool[Tensor, "_ Q M"] | None:
+        """Which keys the mask hides from each query; None where it hides none."""
+        mask = self.call.mask
+        allowed = mask.allowed(self.rows, self.keys)
+        hidden = None if allowed is None else ~allowed[None]
+        if mask.dense is not None:
+            never = mask.dense[:, self.rows, self.keys] == -torch.inf
+            hidden = never if hidden is None else hidden | never
+        return hidden
 
     def weights(self) -> Float[Tensor, "H Q M"]:
         """``A`` on this block, float32."""
@@ -336,11 +347,11 @@ class AttentionBlock:
         if self.call.mask.dense is not None:
             scores = scores + self.call.mask.dense[:, self.rows, self.keys].to(scores)
         hidden = self._hidden()
-        if hidden is not None:
-            scores.masked_fill_(hidden, -torch.inf)
-        weights = torch.softmax(scores, dim=-1)
-        # A row that sees no key (a padded query) is 0/0 in softmax.
-        return torch.nan_to_num_(weights, nan=0.0)
+        if hidden is None:
+            return torch.softmax(scores, dim=-1)
+        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+        # A row that sees no key (a padded query) is 0/0 in softmax; any other NaN is the model's own.
+        return weights.masked_fill_(hidden.all(dim=-1, keepdim=True), 0.0)
 
     def gradients(self) -> Float[Tensor, "H Q M"]:
         """``∂A = ∂o vᵀ`` on this block, float32, 0 where the mask hides the key.
@@ -352,6 +363,4 @@ class AttentionBlock:
         hidden = self._hidden()
         if hidden is not None:
             product.masked_fill_(hidden, 0.0)
-        if self.call.mask.dense is not None:
-            product.masked_fill_(self.call.mask.dense[:, self.rows, self.keys] == -torch.inf, 0.0)
         return product

@@ -30,6 +30,9 @@ Observer = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 Entered = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
 _ATTENTION = re.compile(r"(attention_interface|.*scaled_dot_product_attention)_\d+$")
+_CAPTURING = (
+    "_output_capturing_hooks_installed"  # how transformers marks a model that has its hooks
+)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
@@ -75,8 +78,13 @@ def _lock_of(model: nn.Module) -> threading.RLock:
 
 @contextmanager
 def untouched(model: nn.Module) -> Generator[None]:
-    """Evaluation mode and frozen parameters inside; each module's and parameter's own setting afterwards."""
+    """Evaluation mode and frozen parameters inside; each module's and parameter's own setting afterwards.
+
+    Hooks that transformers itself leaves behind when hidden states are first asked for go again, too.
+    """
     training = [module for module in model.modules() if module.training]
+    unmarked = [module for module in model.modules() if not hasattr(module, _CAPTURING)]
+    hooks = {module: set(module._forward_hooks) for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module in training:
@@ -89,6 +97,16 @@ def untouched(model: nn.Module) -> Generator[None]:
             module.training = True
         for parameter in trainable:
             parameter.requires_grad_(True)
+        for module in unmarked:
+            module.__dict__.pop(_CAPTURING, None)
+        for module, known in hooks.items():
+            _drop_capturing_hooks(module, known)
+
+
+def _drop_capturing_hooks(module: nn.Module, known: set[int]) -> None:
+    for key, hook in list(module._forward_hooks.items()):
+        if key not in known and hook.__module__ == "transformers.utils.output_capturing":
+            del module._forward_hooks[key]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lvlm_probe.errors import ImageError
 
 __all__ = ["ImageLike", "load_image", "load_images"]
+
+# What Pillow raises on a file that is cut short or damaged.
+_UNREADABLE = (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError)
 
 if TYPE_CHECKING:
     ImageLike: TypeAlias = Image.Image | str | Path | NDArray[Any] | torch.Tensor
@@ -41,33 +44,30 @@ def load_image(image: ImageLike) -> Image.Image:
 
     Args:
         image: A picture; a path; or an array or tensor [Y X], [Y X 1], [Y X 3] or [Y X 4], either of
-            bytes or of fractions from 0 to 1.
+            bytes or of fractions from 0 to 1. Pictures of 16 bits are brought to 8.
 
     Raises:
         ImageError: If it is no image, or has no pixels.
     """
     if isinstance(image, str | Path):
-        picture = _open(Path(image))
-    elif isinstance(image, Image.Image):
-        picture = image
-    elif isinstance(image, np.ndarray | torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        picture = _from_array(np.asarray(image))
-    else:
-        raise ImageError(
-            f"{type(image).__name__} is not an image: pass a PIL picture, a path, or an array [Y X 3]"
-        )
-    if 0 in picture.size:
-        raise ImageError(
-            f"the image is empty ({picture.height} rows × {picture.width} columns): "
-            "it needs at least one pixel"
-        )
-    return picture.convert("RGB")
+        return _open(Path(image))
+    if isinstance(image, Image.Image):
+        return _from_picture(image)
+    if isinstance(image, torch.Tensor):
+        tensor = image.detach().cpu()
+        # numpy has no bfloat16.
+        return _from_array((tensor.float() if tensor.is_floating_point() else tensor).numpy())
+    if isinstance(image, np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return _from_array(image)
+    raise ImageError(
+        f"{type(image).__name__} is not an image: pass a PIL picture, a path, or an array [Y X 3]"
+    )
 
 
 def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
-            return ImageOps.exif_transpose(file)
+            return _rgb(file)
     except FileNotFoundError as error:
         raise ImageError(f"there is no file {str(path)!r}: check the path") from error
     except UnidentifiedImageError as error:
@@ -75,10 +75,36 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(
             f"{str(path)!r} is not an image that Pillow can read ({size} bytes): pass a PNG or JPEG file"
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise ImageError(
             f"{str(path)!r} cannot be read as an image ({error}): save it anew"
         ) from error
+
+
+def _from_picture(picture: Image.Image) -> Image.Image:
+    if 0 in picture.size:
+        raise ImageError(
+            f"the image is empty ({picture.height} rows × {picture.width} columns): "
+            "it needs at least one pixel"
+        )
+    try:
+        return _rgb(picture)
+    except _UNREADABLE as error:  # one that was opened from a file reads its pixels only now
+        raise ImageError(
+            f"a picture of mode {picture.mode} cannot be read as RGB ({error}): save or convert it anew"
+        ) from error
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    # Pillow's own conversion of numbers wider than a byte cuts them off at 255.
+    if picture.mode.startswith("I;16"):
+        return _from_array((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        low, high = cast("tuple[float, float]", picture.getextrema())
+        if not 0 <= low <= high <= 255:
+            raise ImageError(f"its pixels range from {low:g} to {high:g}: give bytes from 0 to 255")
+    return picture.convert("RGB")
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -98,6 +124,10 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
                 "give fractions from 0 to 1, or bytes"
             )
         array = np.round(fractions * 255).astype(np.uint8)
+    elif not np.issubdtype(array.dtype, np.integer):
+        raise ImageError(
+            f"an array of type {array.dtype} is not an image: give bytes, or fractions from 0 to 1"
+        )
     elif array.dtype != np.uint8:
         if array.min() < 0 or array.max() > 255:
             raise ImageError(
@@ -105,4 +135,4 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
                 "give bytes from 0 to 255"
             )
         array = array.astype(np.uint8)
-    return Image.fromarray(array)
+    return Image.fromarray(array).convert("RGB")

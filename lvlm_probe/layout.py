@@ -130,7 +130,8 @@ class PatchGrid:
 
 def _cells_of_centres(pixels: int, low: float, high: float, cells: int) -> Tensor:
     """Index of the cell under each pixel's centre; -1 outside ``low`` to ``high``."""
-    index = np.floor((np.arange(pixels) + 0.5 - low) / (high - low) * cells).astype(np.int64)
+    # Multiplied before it is divided: a centre on the edge of two cells is then never rounded into the earlier one.
+    index = np.floor((np.arange(pixels) + 0.5 - low) * cells / (high - low)).astype(np.int64)
     return torch.from_numpy(np.where((index >= 0) & (index < cells), index, -1))
 
 
@@ -237,7 +238,7 @@ def _cells_of_patches(
         LayoutError: If a patch lies in none.
     """
     centres = low + (np.arange(patches) + 0.5) * (high - low) / patches
-    index = np.floor((centres - cells_low) / (cells_high - cells_low) * cells).astype(np.int64)
+    index = np.floor((centres - cells_low) * cells / (cells_high - cells_low)).astype(np.int64)
     if index.min() < 0 or index.max() >= cells:
         raise LayoutError(
             f"patches from {low} to {high} reach beyond their visual tokens, {cells_low} to {cells_high}: "

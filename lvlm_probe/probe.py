@@ -415,6 +415,17 @@ class Case:
         progress: Progress | None,
     ) -> list[Attribution]:
         recipe = find_recipe(name)
+        with torch.inference_mode(mode=False):  # a reducer's own tensors are changed in place
+            return self._explained(recipe, name, targets, options, progress)
+
+    def _explained(
+        self,
+        recipe: TraceRecipe | CaseRecipe,
+        name: str,
+        targets: Sequence[Target],
+        options: Mapping[str, Any],
+        progress: Progress | None,
+    ) -> list[Attribution]:
         wanted = [target.within(self.answer_tokens) for target in targets]
         if isinstance(recipe, CaseRecipe):
             check_options(name, recipe.explain, options)

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lvlm_probe.errors import OutputError, SchemaError, TraceError, TraceFormatError
-from lvlm_probe.trace import Trace
+from lvlm_probe.trace import TensorSource, Trace
 
 __all__ = ["SCHEMA", "SHARD_SIZE", "Spool", "load_trace", "save_trace"]
 
@@ -31,9 +31,7 @@ SUFFIX = ".safetensors"
 INDEX = ".safetensors.index.json"
 
 
-def save_trace(
-    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], path: Path, shard_size: int
-) -> Path:
+def save_trace(tensors: TensorSource, meta: Mapping[str, Any], path: Path, shard_size: int) -> Path:
     """Write beside ``path`` and rename, so that whatever happens the old file or none is there.
 
     Args:
@@ -64,7 +62,7 @@ def save_trace(
 
 
 def _save_shards(
-    tensors: Mapping[str, Tensor], shards: list[list[str]], text: str, digest: str, path: Path
+    tensors: TensorSource, shards: list[list[str]], text: str, digest: str, path: Path
 ) -> Path:
     # Shards carry the digest in their names: those of an older trace stay whole until the index is replaced.
     stem = f"{path.name.removesuffix(SUFFIX)}-{digest[:8]}"
@@ -96,7 +94,7 @@ def _shard_names(index: Path) -> set[str]:
     return {name for name in named if Path(name).name == name and name.endswith(SUFFIX)}
 
 
-def _shards(tensors: Mapping[str, Tensor], shard_size: int) -> list[list[str]]:
+def _shards(tensors: TensorSource, shard_size: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name in sorted(tensors):
@@ -229,7 +227,7 @@ def _compare(
         )
 
 
-class _StoredTensors(Mapping[str, Tensor]):
+class _StoredTensors:
     """Tensors read from their files when asked for, each checked against its checksum."""
 
     def __init__(self, files: Mapping[str, Path], table: Mapping[str, Any]) -> None:
@@ -263,7 +261,7 @@ class _StoredTensors(Mapping[str, Tensor]):
         return len(self._files)
 
 
-class Spool(Mapping[str, Tensor]):
+class Spool:
     """Tensors laid down in a nameless file as they come, so that a long recording needs no memory for them.
 
     The file has no name from the start and vanishes with the process, however that ends.
@@ -307,6 +305,9 @@ class Spool(Mapping[str, Tensor]):
         # Copy on write: torch warns of read-only memory, and the file stays as it is.
         data = np.memmap(self._file, np.uint8, "c", start, (size,))
         return torch.from_numpy(data).view(dtype).view(shape)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,9 +18,19 @@ from lvlm_probe.layout import TokenLayout
 from lvlm_probe.recipe import Context, TraceRecipe, begin, find_recipe
 from lvlm_probe.target import Target
 
-__all__ = ["Trace"]
+__all__ = ["TensorSource", "Trace"]
 
 Positions = int | range | list[int] | Tensor | None
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """Tensors by name, in memory or read from a file when asked for."""
+
+    def __getitem__(self, name: str, /) -> Tensor: ...
+    def __contains__(self, name: object, /) -> bool: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
 
 
 class Trace:
@@ -34,7 +44,7 @@ class Trace:
         meta: The document that the file carries: model, prompt, answer, targets, versions (docs/trace-format.md).
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    def __init__(self, tensors: TensorSource, meta: Mapping[str, Any]) -> None:
         self._tensors = tensors
         self.meta = meta
         self.layout = TokenLayout.from_json(meta["layout"])

@@ -248,7 +248,7 @@ class _Relevancy:
         if not self.expected or self.expected.pop(0) != (call.tower, call.layer):
             raise CaptureError(
                 f"{call.site} came out of turn: relevance goes through every layer once, the last one first; "
-                "the adapter lists layers in another order than the model runs them"
+                "the adapter lists layers that feed nothing, or in another order than the model runs them"
             )
         if call.tower == "language":
             self._through_language(call)

@@ -1,0 +1,36 @@
+# Everything below sets itself up: a virtual environment in .venv, with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test lint train-demo evaluate clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/lvlm-probe demo
+
+test: $(READY)
+	$(BIN)/pytest --numprocesses=auto
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+train-demo: $(READY)
+	$(BIN)/python -m lvlm_probe.demo.train
+	$(BIN)/python -m lvlm_probe.demo.evaluate --write-examples
+
+evaluate: $(READY)
+	$(BIN)/python -m lvlm_probe.demo.evaluate
+	$(BIN)/python benchmarks/localisation.py
+
+clean:
+	rm -rf .venv build dist lvlm-probe-demo *.egg-info
