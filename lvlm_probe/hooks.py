@@ -84,7 +84,7 @@ def untouched(model: nn.Module) -> Generator[None]:
     """
     training = [module for module in model.modules() if module.training]
     unmarked = [module for module in model.modules() if not hasattr(module, _CAPTURING)]
-    hooks = {module: set(module._forward_hooks) for module in model.modules()}
+    hooks = {module: set(_forward_hooks(module)) for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for module in training:
@@ -104,9 +104,14 @@ def untouched(model: nn.Module) -> Generator[None]:
 
 
 def _drop_capturing_hooks(module: nn.Module, known: set[int]) -> None:
-    for key, hook in list(module._forward_hooks.items()):
+    hooks = _forward_hooks(module)
+    for key, hook in list(hooks.items()):
         if key not in known and hook.__module__ == "transformers.utils.output_capturing":
-            del module._forward_hooks[key]
+            del hooks[key]
+
+
+def _forward_hooks(module: nn.Module) -> dict[int, Any]:
+    return module.__dict__["_forward_hooks"]  # torch lists hooks nowhere else
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -18,12 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["draw"]
 
-WIDTH, HEIGHT = 8.0, 5.2  # inches
-MARGIN = 0.04  # of the figure's width
+WIDTH = 8.0  # inches, as all lengths here
+MARGIN = 0.32
+TITLE = 0.55
+MAPS = 3.3
+LINE = 0.26
+WORDS_FROM = 0.95  # where words start, right of their label
 MOST_WORDS = 60  # a longer prompt shows its end
 AROUND = 12  # a longer answer shows this many tokens on either side of the explained one
-LINE = 0.05  # of the figure's height
 GREY = "#d9d9d9"
+MARK = "#ffd24d"
+
+Chip = tuple[str, Any]
+"""A word and the colour beneath it."""
 
 
 def draw(attribution: Attribution, image: int = 0) -> Figure:
@@ -34,23 +42,32 @@ def draw(attribution: Attribution, image: int = 0) -> Figure:
         image: Which of its images.
 
     Returns:
-        A figure of 8 × 5.2 inches that belongs to no global state.
+        A figure 8 inches wide, as high as its words need, that belongs to no global state.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT), facecolor="white")
+    flows = {"answer": _answer(attribution), "text": _prompt(attribution)}
+    placed = {label: _wrap(chips) for label, chips in flows.items() if chips}
+    lines = sum(places[-1][1] + 1 for places in placed.values())
+    maps = MAPS if attribution.layout.images else 0.0
+    height = TITLE + maps + LINE * (lines + 1.5)
+    figure = Figure(figsize=(WIDTH, height), facecolor="white")
     FigureCanvasAgg(figure)
-    _title(figure, attribution)
+    _title(figure, attribution, height)
     if attribution.layout.images:
-        _maps(figure, attribution, image)
-    below = _answer(figure, attribution, 0.205)
-    _prompt(figure, attribution, below - 1.2 * LINE)
+        _maps(figure, attribution, image, height)
+    y = height - TITLE - maps - LINE * 0.75
+    for label, places in placed.items():
+        figure.text(MARGIN / WIDTH, y / height, label, fontsize=8, color="#777777", va="center")
+        for (word, colour), (x, line) in zip(flows[label], places, strict=True):
+            _word(figure, word, colour, x / WIDTH, (y - line * LINE) / height)
+        y -= (places[-1][1] + 1.25) * LINE
     return figure
 
 
-def _title(figure: Figure, attribution: Attribution) -> None:
+def _title(figure: Figure, attribution: Attribution, height: float) -> None:
     target = attribution.target
     figure.text(
-        MARGIN,
-        0.955,
+        MARGIN / WIDTH,
+        1 - 0.28 / height,
         f"“{attribution.word.strip()}”",
         fontsize=15,
         fontweight="bold",
@@ -58,8 +75,8 @@ def _title(figure: Figure, attribution: Attribution) -> None:
         parse_math=False,
     )
     figure.text(
-        1 - MARGIN,
-        0.955,
+        1 - MARGIN / WIDTH,
+        1 - 0.28 / height,
         f"{attribution.recipe} · answer token {target.index}, {target.kind}",
         fontsize=10,
         color="#555555",
@@ -76,13 +93,13 @@ def _scale(scores: NDArray[np.float32]) -> tuple[Normalize, Colormap]:
     return Normalize(0, top), colormaps["inferno"]
 
 
-def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
+def _maps(figure: Figure, attribution: Attribution, image: int, height: float) -> None:
     heat = attribution.pixels(image).numpy()
     seen = attribution.layout.image(image).seen().numpy()
     norm, colours = _scale(heat)
-    left = figure.add_axes((MARGIN, 0.27, 0.40, 0.62))
-    right = figure.add_axes((0.47, 0.27, 0.40, 0.62))
-    picture = None
+    bottom, share = (height - TITLE - MAPS) / height, MAPS / height
+    left = figure.add_axes((MARGIN / WIDTH, bottom, 0.41, share))
+    right = figure.add_axes((0.47, bottom, 0.41, share))
     if attribution.images:
         picture = np.asarray(attribution.images[image])
         smooth: Any = "nearest" if max(heat.shape) < 400 else "antialiased"
@@ -103,7 +120,8 @@ def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
         for spine in axes.spines.values():
             spine.set_visible(False)
     bar = figure.colorbar(
-        ScalarMappable(norm, colours), cax=figure.add_axes((0.895, 0.30, 0.016, 0.56))
+        ScalarMappable(norm, colours),
+        cax=figure.add_axes((0.9, bottom + 0.04 * share, 0.016, 0.92 * share)),
     )
     bar.ax.tick_params(labelsize=7)
     bar.formatter.set_powerlimits((-2, 3))  # pyright: ignore[reportAttributeAccessIssue]
@@ -111,57 +129,62 @@ def _maps(figure: Figure, attribution: Attribution, image: int) -> None:
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
-def _answer(figure: Figure, attribution: Attribution, top: float) -> float:
-    words = list(attribution.words[attribution.layout.answer_start :])
-    chips: list[Any] = ["white"] * len(words)
-    chips[attribution.target.index] = "#ffd24d"
-    first, last = max(0, attribution.target.index - AROUND), attribution.target.index + AROUND + 1
-    before, after = ["…"] * (first > 0), ["…"] * (last < len(words))
-    return _flow(
-        figure,
-        "answer",
-        [*before, *words[first:last], *after],
-        [*("white" for _ in before), *chips[first:last], *("white" for _ in after)],
-        top,
-    )
+def _answer(attribution: Attribution) -> list[Chip]:
+    words = attribution.words[attribution.layout.answer_start :]
+    explained = attribution.target.index
+    first, last = max(0, explained - AROUND), min(len(words), explained + AROUND + 1)
+    chips: list[Chip] = [
+        (words[n], MARK if n == explained else "white") for n in range(first, last)
+    ]
+    return [*_dots(first > 0), *chips, *_dots(last < len(words))]
 
 
-def _prompt(figure: Figure, attribution: Attribution, top: float) -> None:
+def _prompt(attribution: Attribution) -> list[Chip]:
     words = attribution.words
     positions = [
         p
         for p in attribution.layout.text_positions
         if p < attribution.position and words[p].strip()
     ]
-    if not positions:
-        return
-    before = ["…"] * (len(positions) > MOST_WORDS)
-    positions = positions[-MOST_WORDS:]
-    scores = attribution.tokens[positions].numpy()
+    shown = positions[-MOST_WORDS:]
+    if not shown:
+        return []
+    scores = attribution.tokens[shown].numpy()
     norm, _ = _scale(scores)
-    # The pale half of a colour range keeps black letters legible.
-    pale = colormaps["Blues"] if scores.min() >= 0 else colormaps["RdBu_r"]
-    chips = [pale(0.6 * norm(s) if scores.min() >= 0 else 0.2 + 0.6 * norm(s)) for s in scores]
-    shown = [words[p] for p in positions]
-    _flow(figure, "text", [*before, *shown], [*("white" for _ in before), *chips], top)
+    # The pale part of a colour range keeps black letters legible.
+    two_sided = bool(scores.min() < 0)
+    pale = colormaps["RdBu_r"] if two_sided else colormaps["Blues"]
+    low = 0.2 if two_sided else 0.0
+    chips: list[Chip] = [
+        (words[p], pale(low + 0.6 * float(norm(score))))
+        for p, score in zip(shown, scores, strict=True)
+    ]
+    return [*_dots(len(shown) < len(positions)), *chips]
 
 
-def _flow(
-    figure: Figure, label: str, words: Sequence[str], chips: Sequence[Any], top: float
-) -> float:
-    """Words in a row, each on its colour, wrapped at the right margin; returns the last line's height."""
-    figure.text(MARGIN, top, label, fontsize=8, color="#777777", va="center")
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    width = figure.bbox.width
-    x, y = MARGIN + 0.075, top
-    for word, chip in zip(words, chips, strict=True):
-        box = {"facecolor": chip, "edgecolor": GREY, "boxstyle": "round,pad=0.25", "linewidth": 0.6}
-        text = figure.text(
-            x, y, word.strip() or "␣", fontsize=8, va="center", bbox=box, parse_math=False
+def _dots(cut: bool) -> list[Chip]:
+    return [("…", "white")] if cut else []
+
+
+def _word(figure: Figure, word: str, colour: Any, x: float, y: float) -> Text:
+    box = {"facecolor": colour, "edgecolor": GREY, "boxstyle": "round,pad=0.25", "linewidth": 0.6}
+    return figure.text(
+        x, y, word.strip() or "␣", fontsize=8, va="center", bbox=box, parse_math=False
+    )
+
+
+def _wrap(chips: Sequence[Chip]) -> list[tuple[float, int]]:
+    """Where each word goes: inches from the left, and which line."""
+    scratch = Figure(figsize=(WIDTH, 1))
+    renderer = FigureCanvasAgg(scratch).get_renderer()
+    places: list[tuple[float, int]] = []
+    x, line = WORDS_FROM, 0
+    for word, _ in chips:
+        extent = (
+            _word(scratch, word, "white", 0.0, 0.0).get_window_extent(renderer).width / scratch.dpi
         )
-        extent = text.get_window_extent(renderer).width / width
-        if x + extent > 1 - MARGIN:
-            x, y = MARGIN + 0.075, y - LINE
-            text.set_position((x, y))
-        x += extent + 0.016
-    return y
+        if x + extent > WIDTH - MARGIN and x > WORDS_FROM:
+            x, line = WORDS_FROM, line + 1
+        places.append((x, line))
+        x += extent + 0.13
+    return places
