@@ -80,8 +80,14 @@ def _lock_of(model: nn.Module) -> threading.RLock:
 def untouched(model: nn.Module) -> Generator[None]:
     """Evaluation mode and frozen parameters inside; each module's and parameter's own setting afterwards.
 
-    Hooks that transformers itself leaves behind when hidden states are first asked for go again, too.
+    Hooks that transformers itself leaves behind when hidden states are first asked for go again, too. Other threads
+    wait: what one run changes on the model, another would meet.
     """
+    with _lock_of(model):
+        yield from _untouched(model)
+
+
+def _untouched(model: nn.Module) -> Generator[None]:
     training = [module for module in model.modules() if module.training]
     unmarked = [module for module in model.modules() if not hasattr(module, _CAPTURING)]
     hooks = {module: set(_forward_hooks(module)) for module in model.modules()}

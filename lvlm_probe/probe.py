@@ -143,7 +143,14 @@ class Probe:
             )
         pictures = load_images(images)
         text = self._render(prompt, len(pictures))
-        encoded = self.processor(images=list(pictures), text=text, return_tensors="pt")
+        first = getattr(self.tokenizer, "bos_token", None)
+        encoded = self.processor(
+            images=list(pictures),
+            text=text,
+            return_tensors="pt",
+            # Where the template wrote the first token, the tokenizer must not write it again.
+            add_special_tokens=not (first and text.startswith(first)),
+        )
         inputs = self._placed(encoded)
         start = int(inputs["input_ids"].shape[1])
         ids = (
@@ -181,9 +188,9 @@ class Probe:
         return Case(self, placed, answer_start, pictures, prompt="", text="")
 
     def _render(self, prompt: str, images: int) -> str:
-        if not prompt.strip():
-            raise PromptError(f"the prompt {prompt!r} has no text: ask a question about the image")
         place = getattr(self.processor, "image_token", None)
+        if not (prompt.replace(place, "") if place else prompt).strip():
+            raise PromptError(f"the prompt {prompt!r} has no text: ask a question about the image")
         if place and place in prompt:
             if prompt.count(place) != images:
                 raise PromptError(

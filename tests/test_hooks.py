@@ -285,6 +285,7 @@ def test_two_threads_take_turns(case: lp.Case) -> None:
     found: dict[int, torch.Tensor] = {}
 
     def work(index: int) -> None:
+        case.probe.case(tiny.picture(), "what is this", max_new_tokens=3)
         found[index] = case.explain("relevancy", index).tokens
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]

@@ -38,6 +38,17 @@ def test_prompt_goes_through_the_chat_template(case: lp.Case) -> None:
     assert [w.strip() for w in case.words] == [tiny.WORDS[i] for i in ids]
 
 
+def test_template_that_writes_the_first_token_itself(probe: lp.Probe) -> None:
+    """A tokenizer that adds <s> must not add a second one."""
+    processor = tiny.processor()
+    processor.tokenizer = tiny.beginning(processor.tokenizer)
+    plain = lp.Probe(probe.model, processor).case(tiny.picture(), "what is this", answer="a")
+    assert plain.inputs["input_ids"][0, :2].tolist() == [2, 5]
+    processor.chat_template = "<s> " + tiny.TEMPLATE
+    written = lp.Probe(probe.model, processor).case(tiny.picture(), "what is this", answer="a")
+    assert torch.equal(written.inputs["input_ids"], plain.inputs["input_ids"])
+
+
 def test_answer_tokens_make_up_the_answer(case: lp.Case) -> None:
     assert case.answer == "a red circle"
     assert "".join(case.answer_tokens) == "a red circle"
@@ -164,7 +175,7 @@ def test_explanations_repeat(case: lp.Case) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", "\n"])
+@pytest.mark.parametrize("prompt", ["", "   ", "\n", " <image> "])
 def test_prompt_without_text(probe: lp.Probe, prompt: str) -> None:
     with pytest.raises(PromptError, match="has no text: ask a question"):
         probe.case(tiny.picture(), prompt)

@@ -191,6 +191,18 @@ def test_live_equals_dense_eager_on_other_shapes(changes: dict) -> None:
     assert off(found.image(), (rows[-1][where] @ vision[1:])[1:].view(4, 4)) <= 1e-4
 
 
+def test_eager_kernel_ignores_the_causal_flag() -> None:
+    """SDPA reads a module's flag where no mask is given; the eager kernel attends everywhere."""
+    probe = lp.Probe(tiny.llava(attention="eager"), tiny.processor())
+    for layer in probe.model.model.vision_tower.encoder.layers:
+        layer.self_attn.is_causal = True
+    case = probe.case(tiny.picture(), "what is this", answer="a")
+    rows, vision = Eager(probe.model, case.inputs, case.layout.answer_start).relevance(0)
+    where = case.layout.images[0].positions
+    found = case.explain("relevancy").image()
+    assert off(found, (rows[-1][where] @ vision[1:])[1:].view(4, 4)) <= 1e-4
+
+
 def test_two_images_keep_to_themselves(probe: lp.Probe) -> None:
     pictures = [tiny.picture(1), tiny.picture(2, size=(64, 32))]
     case = probe.case(pictures, "where is the circle", answer="on the left")

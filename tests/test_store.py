@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import signal
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -326,42 +324,74 @@ def test_folder_without_permission(trace: lp.Trace, tmp_path: Path) -> None:
         trace.save(closed / "t.safetensors")
 
 
-WRITER = """
-import sys, torch
+KILLED = """
+import os, signal, sys, torch
 from pathlib import Path
-from lvlm_probe.store import save_trace
-fill = float(sys.argv[2])
+from lvlm_probe import store
+from safetensors.torch import load_file
+torch.set_num_threads(1)
+path, shard_size = Path(sys.argv[1]), int(sys.argv[2])
+names = ["a", "b", "c"]
+
+def write(fill):
+    store.save_trace({n: torch.full((64,), float(fill)) for n in names}, {"fill": fill}, path, shard_size)
+
+def whole():
+    index = path.with_name("t.safetensors.index.json")
+    opened = index if index.exists() else path
+    text, shards = store._read_index(opened) if opened is index else (store._read_header(path)[1], {})
+    document = store._read_document(opened, text)
+    for name in names:
+        held = load_file(shards.get(name, path))[name]
+        assert bool((held == document["fill"]).all()), (held, document["fill"])
+    return document["fill"]
+
+def die_at(moment):
+    left = moment
+    def trace(frame, event, argument):
+        nonlocal left
+        code = frame.f_code
+        if not code.co_filename.endswith("store.py") and not code.co_name.startswith("write_"):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return trace
+    sys.settrace(trace)
+
+write(0)
+assert whole() == 0
+seen, moment, stride = set(), 0, int(sys.argv[3])
 while True:
-    save_trace({"a": torch.full((4_000_000,), fill)}, {"fill": fill}, Path(sys.argv[1]), int(sys.argv[3]))
-    print("saved", flush=True)
-    fill += 1
+    moment += stride
+    child = os.fork()
+    if child == 0:
+        die_at(moment)
+        write(moment)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    seen.add(whole() == moment)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0
+        break
+assert seen == {False, True} and moment > 50, (seen, moment)
 """
 
 
-@pytest.mark.parametrize("shard_size", [10**9, 10**6], ids=["one file", "shards"])
-def test_kill_leaves_a_whole_trace(tmp_path: Path, shard_size: int) -> None:
-    """Killed at many moments, the file that stands is always one whole trace, and a later one replaces it."""
-    from lvlm_probe import store
-
-    path = tmp_path / "t.safetensors"
-    command = [sys.executable, "-c", WRITER, str(path), "0", str(shard_size)]
-    for attempt in range(4):
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert writer.stdout is not None
-        writer.stdout.readline()
-        time.sleep(0.013 * (attempt + 1))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        writer.stdout.close()
-        index = tmp_path / "t.safetensors.index.json"
-        opened = index if index.exists() else path
-        text = store._read_index(opened)[0] if opened is index else store._read_header(opened)[1]
-        document = store._read_document(opened, text)
-        tensors = load_file(path) if opened is path else {}
-        if opened is index:
-            for shard in set(json.loads(index.read_text())["weight_map"].values()):
-                tensors |= load_file(tmp_path / shard)
-        assert bool((tensors["a"] == document["fill"]).all())
+@pytest.mark.parametrize(
+    ("shard_size", "stride"), [(10**9, 1), (300, 5)], ids=["one file", "shards"]
+)
+def test_kill_leaves_a_whole_trace(tmp_path: Path, shard_size: int, stride: int) -> None:
+    """Killed with signal 9 before each line of the writer in turn: one whole trace stands, old or new."""
+    command = [sys.executable, "-c", KILLED, tmp_path / "t.safetensors", str(shard_size)]
+    result = subprocess.run(
+        [*command, str(stride)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_spool_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -88,6 +88,14 @@ def processor(crop: bool = True) -> LlavaProcessor:
         images, fast, patch_size=8, vision_feature_select_strategy="default",
         num_additional_image_tokens=1, chat_template=TEMPLATE,
     )  # fmt: skip
+
+
+def beginning(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The same tokenizer, writing ``<s>`` before every text as Llama's does."""
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 2)]
+    )
+    return tokenizer
 
 
 def picture(seed: int = 0, size: tuple[int, int] = (40, 56)) -> Image.Image:
