@@ -1,6 +1,6 @@
 """Does the explanation point at the evidence? Relevancy beside a random map, a centre prior and raw attention.
 
-    python benchmarks/localisation.py [--count 60] [--json FILE]
+    python benchmarks/localisation.py [--count 55] [--json FILE] [--page FILE]
 
 Held-out questions of the shipped demo model's kinds whose evidence is one object, in scenes of two or more, answered
 correctly. Scores are means with 95 % bootstrap intervals. *Patches*: an element of the grid is evidence if the
@@ -52,7 +52,8 @@ def maps(case: lp.Case, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor
     y = torch.arange(grid.rows)[:, None] - (grid.rows - 1) / 2
     x = torch.arange(grid.columns)[None, :] - (grid.columns - 1) / 2
     for name, scores in {"random map": noise.float(), "centre prior": -(x**2 + y**2)}.items():
-        drawn[name] = scores, grid.on_pixels(scores - scores.min(), size)
+        positive = scores - scores.min()
+        drawn[name] = positive, grid.on_pixels(positive, size)
     return drawn
 
 
@@ -108,9 +109,10 @@ def summarise(rows: list[dict]) -> dict[str, dict[str, tuple[float, float, float
 def main() -> None:
     """Print the table, and write it as JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=60, help="questions of each kind")
+    parser.add_argument("--count", type=int, default=55, help="questions of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table as Markdown")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows, asked = run(options.count, options.seed)
@@ -125,20 +127,55 @@ def main() -> None:
         cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in scores.values()]
         shown.add_row(method, *cells)
     Console(width=160).print(shown)
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    facts = {
+        "questions": questions,
+        "asked": asked,
+        "seed": options.seed,
+        "scores": table,
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in ("lvlm-probe", "torch", "transformers")},
+        "commit": commit.stdout.strip(),
+    }
     if options.json:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-        facts = {
-            "questions": questions,
-            "asked": asked,
-            "seed": options.seed,
-            "scores": table,
-            "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
-            "versions": {name: version(name) for name in ("lvlm-probe", "torch", "transformers")},
-            "commit": commit.stdout.strip(),
-        }
-        options.json.write_text(json.dumps(facts, indent=2), encoding="utf-8")
+        options.json.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    if options.page:
+        options.page.write_text(page(facts), encoding="utf-8")
+
+
+def page(facts: dict) -> str:
+    """The results as a page of the documentation."""
+    columns = list(next(iter(facts["scores"].values())))
+    rows = [
+        f"| {method} | "
+        + " | ".join(f"{m:.2f} ({low:.2f} to {high:.2f})" for m, low, high in scores.values())
+        + " |"
+        for method, scores in facts["scores"].items()
+    ]
+    asked = ", ".join(f"{count} of {kind}" for kind, count in facts["asked"].items())
+    return "\n".join(
+        [
+            "# Does the explanation point at the evidence?",
+            "",
+            "Written by `python benchmarks/localisation.py --page docs/localisation.md`; do not edit.",
+            "",
+            f"{facts['questions']} held-out questions that the demo model answered right (asked: {asked}), each with one "
+            "object as its evidence, in scenes of two objects or more. The first answer token is explained. Means with "
+            "95 % bootstrap intervals. *Patches*: an element of the grid is evidence if the object's mask touches it. "
+            "*Pixels*: the same scores on the original pixels. *Rank*: the share of the K highest scores that are "
+            "evidence, K the evidence's size. *Pointing*: whether the highest is. *Mass*: the share of positive relevance.",
+            "",
+            "| method | " + " | ".join(columns) + " |",
+            "|---|" + "---|" * len(columns),
+            *rows,
+            "",
+            f"{facts['machine']}; {', '.join(f'{n} {v}' for n, v in facts['versions'].items())}; "
+            f"seed {facts['seed']}; commit {facts['commit'][:12]}.",
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

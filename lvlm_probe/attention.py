@@ -264,7 +264,7 @@ class AttentionCall:
         wanted = torch.arange(self.queries, device=device) if rows is None else rows.to(device)
         for part in wanted.split(size):
             if len(part):
-                first, last = int(part[0]), int(part[-1])
+                first, last = int(part.min()), int(part.max())
                 yield AttentionBlock(self, part, self.mask.key_range(first, last, self.keys))
 
     def weights(
