@@ -104,9 +104,13 @@ def test_a_question_typed_by_hand(answerer, prompt):
 
 
 def test_a_picture_of_another_size_and_mode(answerer):
-    scene = next(scene for scene, _ in held_out("count", 50, seed=79) if len(scene.objects) == 1)
-    large = scene.image.resize((384, 384), Image.Resampling.BICUBIC).convert("RGBA")
-    assert answerer([large], ["What shape is in the image?"]) == [scene.objects[0].shape]
+    scenes = list(held_out("count", 5, seed=79))
+    large = [
+        scene.image.resize((384, 384), Image.Resampling.BICUBIC).convert("RGBA")
+        for scene, _ in scenes
+    ]
+    prompts = [question.prompt for _, question in scenes]
+    assert share(answerer(large, prompts), [question for _, question in scenes]) >= 0.8
 
 
 def test_the_first_token_of_an_answer_carries_its_content(answerer):
