@@ -83,9 +83,8 @@ class Reducer(Protocol):
         ...
 
 
-@runtime_checkable
-class TraceRecipe(Protocol):
-    """A recipe that needs captured attention only."""
+class _Described(Protocol):
+    """What every recipe tells of itself."""
 
     @property
     def name(self) -> str:
@@ -101,6 +100,11 @@ class TraceRecipe(Protocol):
     def source(self) -> str:
         """Where the method comes from."""
         ...
+
+
+@runtime_checkable
+class TraceRecipe(_Described, Protocol):
+    """A recipe that needs captured attention only."""
 
     @property
     def gradients(self) -> bool:
@@ -113,23 +117,8 @@ class TraceRecipe(Protocol):
 
 
 @runtime_checkable
-class CaseRecipe(Protocol):
+class CaseRecipe(_Described, Protocol):
     """A recipe that runs the model."""
-
-    @property
-    def name(self) -> str:
-        """As the user writes it."""
-        ...
-
-    @property
-    def summary(self) -> str:
-        """One line."""
-        ...
-
-    @property
-    def source(self) -> str:
-        """Where the method comes from."""
-        ...
 
     explain: Any
     """``explain(case, target, *, option=default, ...) -> Attribution``."""
