@@ -125,7 +125,8 @@ def _maps(figure: Figure, attribution: Attribution, image: int, height: float) -
     )
     bar.ax.tick_params(labelsize=7)
     bar.formatter.set_powerlimits((-2, 3))  # pyright: ignore[reportAttributeAccessIssue]
-    bar.ax.yaxis.get_offset_text().set_fontsize(7)
+    # Above the bar, clear of the map.
+    bar.ax.yaxis.get_offset_text().set(fontsize=7, x=1.0, ha="left")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
 
 
