@@ -24,7 +24,7 @@ class Target:
 
     Attributes:
         index: Of the token within the answer, from 0; -1 is the last.
-        kind: ``"margin"``, its logit less the runner-up's (the default: it points at the evidence best);
+        kind: ``"margin"``, its logit less the runner-up's (the default);
             ``"logit"``; ``"logprob"``; ``"prob"``.
 
     Raises:
