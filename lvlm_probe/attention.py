@@ -21,6 +21,7 @@ from lvlm_probe.errors import CaptureError, TraceError
 __all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask"]
 
 BLOCK = 128  # query rows worked on at once
+_BLOCK_SCORES = 2**20  # scores worked on at once, roughly: what a processor's caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,23 @@ class AttentionMask:
                 begin += length
         low = min(low, keys - 1)  # a run of one, hidden, key where nothing is seen
         return slice(low, max(high, low + 1))
+
+    def open_range(self, first: int, last: int, keys: int) -> slice:
+        """A run of keys that every query from ``first`` to ``last`` sees; empty where none is known."""
+        low, high = self.start, keys if self.stop is None else min(self.stop, keys)
+        if self.dense is not None:
+            return slice(low, low)
+        if self.causal:
+            high = min(high, first + 1)
+            if self.window is not None:
+                low = max(low, last - self.window + 1)
+        begin = 0
+        for length in self.segments:
+            if begin <= first < begin + length:
+                low = max(low, begin)
+                high = min(high, begin + length) if last < begin + length else low
+            begin += length
+        return slice(low, max(low, high))
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers, without ``dense``, of which only the presence is told."""
@@ -252,20 +270,33 @@ class AttentionCall:
         return self.output_grad.float()
 
     def blocks(
-        self, rows: Int[Tensor, " K"] | None = None, size: int = BLOCK
+        self,
+        rows: Int[Tensor, " K"] | None = None,
+        size: int = BLOCK,
+        *,
+        split_heads: bool = True,
     ) -> Iterator[AttentionBlock]:
-        """Cut the call into blocks of query rows, each with just the keys that its rows can see.
+        """Cut the call into blocks of query rows and of heads, each with just the keys that its rows can see.
 
         Args:
             rows: The query rows wanted, ascending; all by default.
             size: Rows of a block, at most.
+            split_heads: Let a block have some of the heads only, where all would be more than caches hold.
         """
         device = self.query.device
         wanted = torch.arange(self.queries, device=device) if rows is None else rows.to(device)
+        groups = self.key.shape[0]
         for part in wanted.split(size):
-            if len(part):
-                first, last = int(part.min()), int(part.max())
-                yield AttentionBlock(self, part, self.mask.key_range(first, last, self.keys))
+            if not len(part):
+                continue
+            first, last = int(part[0]), int(part[-1])
+            keys = self.mask.key_range(first, last, self.keys)
+            scores = len(part) * (keys.stop - keys.start) * (self.heads // groups)  # of one group
+            step = max(1, _BLOCK_SCORES // scores) if split_heads else groups
+            for group in range(0, groups, step):
+                yield AttentionBlock(
+                    self, part, first, last, keys, slice(group, min(group + step, groups))
+                )
 
     def weights(
         self, rows: Int[Tensor, " K"] | None = None, heads: Int[Tensor, " J"] | None = None
@@ -293,74 +324,119 @@ class AttentionCall:
         return self._collect(rows, heads, "gradients")
 
     def _collect(self, rows: Tensor | None, heads: Tensor | None, what: str) -> Tensor:
-        count = self.queries if rows is None else len(rows)
-        kept = self.heads if heads is None else len(heads)
-        device = self.query.device
-        out = torch.zeros(kept, count, self.keys, dtype=torch.float32, device=device)
-        done = 0
+        wanted = torch.arange(self.queries) if rows is None else rows.cpu()
+        chosen = torch.arange(self.heads) if heads is None else heads.cpu()
+        out = torch.zeros(
+            len(chosen), len(wanted), self.keys, dtype=torch.float32, device=self.query.device
+        )
         for block in self.blocks(rows):
+            inside = (chosen >= block.heads.start) & (chosen < block.heads.stop)
+            places = inside.nonzero().flatten()
+            if len(places) == 0:
+                continue
             values = block.weights() if what == "weights" else block.gradients()
-            if heads is not None:
-                values = values[heads.to(values.device)]
-            out[:, done : done + len(block.rows), block.keys] = values
-            done += len(block.rows)
+            start = int(torch.searchsorted(wanted, block.first))
+            run = slice(start, start + len(block.rows))
+            out[places, run, block.keys] = values[chosen[places] - block.heads.start]
         return out
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionBlock:
-    """Some query rows of a call, and the run of keys that they can see.
+    """Some query rows of some heads of a call, and the run of keys that they can see.
 
     Attributes:
         call: Whose rows these are.
         rows: Query positions, ascending.
+        first: The first of them.
+        last: The last of them.
         keys: A run of key positions; every other key has weight 0 in these rows.
+        groups: A run of key heads, with all query heads that share them.
     """
 
     call: AttentionCall
     rows: Int[Tensor, " Q"]
+    first: int
+    last: int
     keys: slice
+    groups: slice
 
-    def _grouped(self, left: Tensor, right: Tensor) -> Float[Tensor, "H Q M"]:
+    @property
+    def heads(self) -> slice:
+        """The run of query heads."""
+        shared = self.call.heads // self.call.key.shape[0]
+        return slice(self.groups.start * shared, self.groups.stop * shared)
+
+    def _picked(self, factor: Float[Tensor, "H N d"]) -> Float[Tensor, "J Q d"]:
+        """This block's heads and rows of ``factor``; a view where the rows are a run."""
+        if self.last - self.first + 1 == len(self.rows):
+            return factor[self.heads, self.first : self.last + 1]
+        return factor[self.heads, self.rows]
+
+    def _grouped(
+        self, left: Float[Tensor, "J Q d"], right: Float[Tensor, "G _ d"]
+    ) -> Float[Tensor, "J Q M"]:
         """``left[h] @ right[h // (H / G)]ᵀ`` on this block, without repeating ``right``."""
-        groups, width = right.shape[0], right.shape[-1]
-        chosen = left[:, self.rows].reshape(groups, -1, width)
-        product = chosen @ right[:, self.keys].transpose(-1, -2)
-        return product.view(left.shape[0], len(self.rows), -1)
+        chosen = right[self.groups, self.keys]
+        folded = left.reshape(len(chosen), -1, left.shape[-1])
+        return (folded @ chosen.transpose(-1, -2)).view(*left.shape[:2], -1)
 
-    def _hidden(self) -> Bool[Tensor, "_ Q M"] | None:
-        """Which keys the mask hides from each query; None where it hides none."""
-        mask = self.call.mask
-        allowed = mask.allowed(self.rows, self.keys)
-        hidden = None if allowed is None else ~allowed[None]
-        if mask.dense is not None:
-            never = mask.dense[:, self.rows, self.keys] == -torch.inf
-            hidden = never if hidden is None else hidden | never
-        return hidden
+    def _hidden(self) -> Iterator[tuple[slice, Bool[Tensor, "_ Q M"]]]:
+        """Runs within ``keys`` where the mask hides something from some query, and what; most runs are open."""
+        mask, start, stop = self.call.mask, self.keys.start, self.keys.stop
+        opened = mask.open_range(self.first, self.last, self.call.keys)
+        low = min(max(opened.start, start), stop)
+        high = min(max(opened.stop, low), stop)
+        for run in (slice(start, low), slice(high, stop)):
+            if run.start == run.stop:
+                continue
+            allowed = mask.allowed(self.rows, run)
+            hidden = None if allowed is None else ~allowed[None]
+            if mask.dense is not None:
+                never = self._dense(run) == -torch.inf
+                hidden = never if hidden is None else hidden | never
+            if hidden is not None:
+                yield slice(run.start - start, run.stop - start), hidden
 
-    def weights(self) -> Float[Tensor, "H Q M"]:
+    def _dense(self, run: slice) -> Float[Tensor, "_ Q M"]:
+        dense = self.call.mask.dense
+        assert dense is not None
+        return (dense if len(dense) == 1 else dense[self.heads])[:, self.rows, run]
+
+    def weights(self) -> Float[Tensor, "J Q M"]:
         """``A`` on this block, float32."""
         query, key, _ = self.call.factors
-        scores = self._grouped(query, key)
+        scores = self._grouped(self._picked(query), key)
         if self.call.softcap is not None:
             scores = torch.tanh(scores / self.call.softcap) * self.call.softcap
         if self.call.mask.dense is not None:
-            scores = scores + self.call.mask.dense[:, self.rows, self.keys].to(scores)
-        hidden = self._hidden()
-        if hidden is None:
-            return torch.softmax(scores, dim=-1)
-        weights = torch.softmax(scores.masked_fill_(hidden, -torch.inf), dim=-1)
+            scores = scores + self._dense(self.keys).to(scores)
+        blind = torch.ones(1, len(self.rows), 1, dtype=torch.bool, device=scores.device)
+        seen = scores.shape[-1]
+        for run, hidden in self._hidden():
+            scores[..., run].masked_fill_(hidden, -torch.inf)
+            blind = blind & hidden.all(dim=-1, keepdim=True)
+            seen -= run.stop - run.start
+        weights = torch.softmax(scores, dim=-1)
         # A row that sees no key (a padded query) is 0/0 in softmax; any other NaN is the model's own.
-        return weights.masked_fill_(hidden.all(dim=-1, keepdim=True), 0.0)
+        return weights if seen else weights.masked_fill_(blind, 0.0)
 
-    def gradients(self) -> Float[Tensor, "H Q M"]:
+    def gradients(
+        self, scale: Float[Tensor, " Q"] | None = None, of: AttentionCall | None = None
+    ) -> Float[Tensor, "J Q M"]:
         """``∂A = ∂o vᵀ`` on this block, float32, 0 where the mask hides the key.
+
+        Args:
+            scale: Multiplies each row; 1 by default.
+            of: Whose gradient, if not this block's call's: one that differs from it in its target only.
 
         Raises:
             TraceError: If the call holds no gradient.
         """
-        product = self._grouped(self.call.gradient, self.call.factors[2])
-        hidden = self._hidden()
-        if hidden is not None:
-            product.masked_fill_(hidden, 0.0)
+        output_grad = self._picked((of or self.call).gradient)
+        if scale is not None:
+            output_grad = output_grad * scale[:, None]  # so much less to multiply than the product
+        product = self._grouped(output_grad, self.call.factors[2])
+        for run, hidden in self._hidden():
+            product[..., run].masked_fill_(hidden, 0.0)
         return product

@@ -42,6 +42,7 @@ class Attribution:
             images are drawn from these, else from ``tokens``.
         layers: The token scores after each layer, first layer first, where the recipe has them.
         layer_patches: The same for ``patches``.
+        heads: What ``tokens`` got from each head of each language layer, where the recipe has it.
         images: The pictures that were asked about, for drawing.
         meta: Options and provenance, as plain values.
     """
@@ -54,18 +55,19 @@ class Attribution:
     patches: Float[Tensor, " P"] | None = None
     layers: Float[Tensor, "L N"] | None = None
     layer_patches: Float[Tensor, "L P"] | None = None
+    heads: Float[Tensor, "L H N"] | None = None
     images: tuple[Image.Image, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
     def position(self) -> int:
-        """Where the explained token stands along N."""
+        """Where the explained token, or the first of several, stands along N."""
         return self.layout.answer_start + self.target.index
 
     @property
     def word(self) -> str:
-        """The explained token's text."""
-        return self.words[self.position]
+        """The explained token's text, or that of the run of tokens."""
+        return "".join(self.words[self.position : self.position + self.target.count])
 
     def image(self, index: int = 0, layer: int | None = None) -> Float[Tensor, "R C"]:
         """Scores on the patch grid of one image.
@@ -142,6 +144,7 @@ class Attribution:
             "tokens": _rounded(self.tokens),
             "images": [_rounded(self.image(i)) for i in range(len(self.layout.images))],
             "layers": None if self.layers is None else _rounded(self.layers),
+            "heads": None if self.heads is None else _rounded(self.heads),
             "layout": self.layout.to_json(),
             "meta": dict(self.meta),
         }

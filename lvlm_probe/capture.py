@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from lvlm_probe.adapter import LayerSite, Sites
 from lvlm_probe.attention import AttentionCall, AttentionMask, describe_mask
+from lvlm_probe.checkpointing import checkpointed
 from lvlm_probe.errors import CaptureError
 from lvlm_probe.hooks import Tap, observed, untouched
 from lvlm_probe.layout import TokenLayout
@@ -102,6 +104,10 @@ class Sink(Protocol):
         """The same call with its gradient, in a backward pass; last layer first."""
         ...
 
+    def passed(self, target: Target) -> None:
+        """The backward pass of a target is over."""
+        ...
+
 
 def stream(
     model: nn.Module,
@@ -111,7 +117,9 @@ def stream(
     want: Capture,
     targets: Sequence[Target],
     sink: Sink,
+    lookup: Callable[[str], int],
     progress: Callable[[int, int], None] | None = None,
+    checkpointing: bool = False,
 ) -> dict[str, float]:
     """Run the model once forward and once backward a target, and hand on what is met.
 
@@ -125,7 +133,9 @@ def stream(
         want: Which activations.
         targets: Counted from the answer's start, one backward pass each.
         sink: Takes what is met.
+        lookup: The id of a token from its text, for targets that name one.
         progress: Called with passes done and passes in all.
+        checkpointing: Let layers be recomputed in each backward pass, in place of keeping what they computed.
 
     Returns:
         The explained scalar of each target, by the target's name.
@@ -133,9 +143,13 @@ def stream(
     Raises:
         CaptureError: If a site was not reached or got no gradient.
     """
-    run = _Run(model, sites, layout, dict(inputs), want, targets, sink, progress)
+    recomputed = checkpointing and bool(targets)
+    run = _Run(
+        model, sites, layout, dict(inputs), want, targets, sink, lookup, progress, recomputed
+    )
     grad = torch.enable_grad() if targets else torch.no_grad()
-    with untouched(model), torch.inference_mode(mode=False), grad:
+    frugal = checkpointed(run.layers()) if recomputed else nullcontext()
+    with untouched(model), frugal, torch.inference_mode(mode=False), grad:
         return observed(model, run.taps(), run)
 
 
@@ -151,8 +165,11 @@ class _Run:
         want: Capture,
         targets: Sequence[Target],
         sink: Sink,
+        lookup: Callable[[str], int],
         progress: Callable[[int, int], None] | None,
+        recomputed: bool,
     ) -> None:
+        self.recomputed, self.lookup = recomputed, lookup
         self.model, self.sites, self.layout, self.inputs = model, sites, layout, inputs
         self.want, self.targets, self.sink = want, targets, sink
         self.progress = progress or _no_progress
@@ -166,6 +183,10 @@ class _Run:
         self.reached: set[str] = set()
         self.fired: set[str] = set()
         self.masks: dict[int, tuple[Tensor, AttentionMask]] = {}
+
+    def layers(self) -> list[nn.Module]:
+        """Every layer whose attention is watched."""
+        return [self.model.get_submodule(s.layer) for sites in self.towers.values() for s in sites]
 
     def taps(self) -> list[Tap]:
         taps: list[Tap] = []
@@ -215,8 +236,8 @@ class _Run:
         return logits[0, -count - 1 : -1]
 
     def _backward(self, logits: Tensor, target: Target, *, last: bool) -> float:
-        token = int(self.inputs["input_ids"][0, self.layout.answer_start + target.index])
-        scalar = target.scalar(logits[target.index], token)
+        answer = self.inputs["input_ids"][0, self.layout.answer_start :]
+        scalar = target.total(logits, answer, self.lookup)
         self.target, self.fired = target, set()
         start = self.start
         if start is None or not scalar.requires_grad:
@@ -225,7 +246,11 @@ class _Run:
                 "module: the adapter's paths lead past this model's computation"
             )
         try:
-            torch.autograd.grad(scalar, start, retain_graph=not last)
+            if self.recomputed:
+                scalar.backward(retain_graph=not last)
+                start.grad = None
+            else:
+                torch.autograd.grad(scalar, start, retain_graph=not last)
         except RuntimeError as error:
             if "One of the differentiated Tensors" in str(error):
                 raise CaptureError(
@@ -234,6 +259,7 @@ class _Run:
                 ) from error
             raise
         self._check_fired()
+        self.sink.passed(target)
         return float(scalar.detach())
 
     def _check_reached(self) -> None:
@@ -265,7 +291,8 @@ class _Run:
 
     def _on_output(self, name: str) -> Callable[..., None]:
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            self.sink.tensor(name, _flat(output))
+            if self.target is None:
+                self.sink.tensor(name, _flat(output))
 
         return observe
 
@@ -283,9 +310,11 @@ class _Run:
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             found = output[0] if isinstance(output, tuple) else output
             call = self._read(tower, layer, args, kwargs)
-            self.reached.add(call.site)
-            self.sink.call(call, _packed(found.detach().transpose(1, 2)))
-            if self.targets and self.want.attention:
+            if self.target is None:  # else a layer is computed again, in a backward pass
+                self.reached.add(call.site)
+                self.sink.call(call, _packed(found.detach().transpose(1, 2)))
+            # A layer that will be computed again computes without a graph the first time.
+            if self.targets and self.want.attention and found.requires_grad:
                 found.register_hook(partial(self._on_gradient, call))
 
         return observe

@@ -36,7 +36,10 @@ Model = Annotated[str, typer.Option(help="'demo', a folder, or a Hugging Face id
 Answer = Annotated[str | None, typer.Option(help="Explain this answer, not the model's own.")]
 Targets = Annotated[
     list[str] | None,
-    typer.Option("--target", help="Answer token, as 0 or 0:logprob; repeatable; all by default."),
+    typer.Option(
+        "--target",
+        help="Answer token, as 0, 0:logprob, 0-2, word:circle or 0:contrast:blue; repeatable; all by default.",
+    ),
 ]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights, as float32 or bfloat16.")]
 Trust = Annotated[bool, typer.Option(help="Run code that comes with the model.")]

@@ -77,7 +77,7 @@ def _title(figure: Figure, attribution: Attribution, height: float) -> None:
     figure.text(
         1 - MARGIN / WIDTH,
         1 - 0.28 / height,
-        f"{attribution.recipe} · answer token {target.index}, {target.kind}",
+        f"{attribution.recipe} · {target.describe()}",
         fontsize=10,
         color="#555555",
         ha="right",
@@ -132,10 +132,10 @@ def _maps(figure: Figure, attribution: Attribution, image: int, height: float) -
 
 def _answer(attribution: Attribution) -> list[Chip]:
     words = attribution.words[attribution.layout.answer_start :]
-    explained = attribution.target.index
-    first, last = max(0, explained - AROUND), min(len(words), explained + AROUND + 1)
+    explained = attribution.target.indices
+    first, last = max(0, explained.start - AROUND), min(len(words), explained.stop + AROUND)
     chips: list[Chip] = [
-        (words[n], MARK if n == explained else "white") for n in range(first, last)
+        (words[n], MARK if n in explained else "white") for n in range(first, last)
     ]
     return [*_dots(first > 0), *chips, *_dots(last < len(words))]
 

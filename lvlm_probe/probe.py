@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import Adapter, Sites, SourceSequence, adapter_for
-from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
-from lvlm_probe.capture import Capture, stream
-from lvlm_probe.errors import AnswerError, LayoutError, ModelError, PromptError, RecipeError
+from lvlm_probe.capture import Capture
+from lvlm_probe.errors import AnswerError, LayoutError, ModelError, PromptError, TargetError
 from lvlm_probe.hooks import untouched
 from lvlm_probe.images import ImageLike, load_images
-from lvlm_probe.recipe import (
-    CaseRecipe,
-    Context,
-    Reducer,
-    TraceRecipe,
-    begin,
-    check_options,
-    find_recipe,
-)
+from lvlm_probe.provenance import provenance
+from lvlm_probe.recipe import CaseRecipe, TraceRecipe, check_options, find_recipe
+from lvlm_probe.reduce import BUDGET, reduce_live
 from lvlm_probe.target import Target
 from lvlm_probe.trace import Trace
 
@@ -50,6 +40,10 @@ class Probe:
         adapter: What to watch; found by the model's family if None.
         name: For traces; the configuration's name if None.
 
+    Attributes:
+        checkpointing: Set it to let layers be computed again in each backward pass, in place of keeping what they
+            computed: much less memory, for one more forward pass a target.
+
     Raises:
         AdapterError: If the family is unknown, or the model is not built as the adapter says.
     """
@@ -65,6 +59,7 @@ class Probe:
         self.processor = processor
         self.adapter = adapter_for(getattr(model, "config", None)) if adapter is None else adapter
         self.sites: Sites = self.adapter.bind(model)
+        self.checkpointing = False
         self.name = name or getattr(self.model.config, "name_or_path", "") or type(model).__name__
 
     @classmethod
@@ -258,23 +253,7 @@ class Probe:
     @cached_property
     def provenance(self) -> dict[str, Any]:
         """Model, versions and kernel, as traces record them."""
-        config = self.model.config
-        text = json.dumps(config.to_dict(), sort_keys=True, default=str)
-        return {
-            "model": {
-                "id": self.name,
-                "revision": getattr(config, "_commit_hash", None),
-                "type": config.model_type,
-                "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-                "weights_sha256": _fingerprint(self.model),
-            },
-            "processor": _settings(self.processor),
-            "kernel": getattr(config, "_attn_implementation", None),
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "versions": {
-                name: version(name) for name in ("lvlm-probe", "nnsight", "torch", "transformers")
-            },
-        }
+        return provenance(self.name, self.model, self.processor)
 
 
 class Case:
@@ -395,16 +374,24 @@ class Case:
             RecipeError: If the recipe is unknown or takes no such option.
             TargetError: If the target is outside the answer.
         """
-        return self._explain(recipe, [Target.of(target)], options, None)[0]
+        return self._explain(recipe, [Target.of(target)], options, BUDGET, None)[0]
 
     def explain_all(
-        self, recipe: str, *, kind: str = "margin", progress: Progress | None = None, **options: Any
+        self,
+        recipe: str,
+        *,
+        kind: str = "margin",
+        budget: int = BUDGET,
+        progress: Progress | None = None,
+        **options: Any,
     ) -> list[Attribution]:
         """One explanation an answer token, from one forward pass for all.
 
         Args:
             recipe: A name from :func:`lvlm_probe.available_recipes`.
             kind: Of the targets; see :class:`Target`.
+            budget: Bytes of gradients to keep at most; tokens whose gradients fit share a sweep over the layers, which
+                is quicker. Bounds the memory, whatever the answer's length.
             progress: Called with steps done and steps in all.
             **options: The recipe's own.
 
@@ -412,18 +399,19 @@ class Case:
             RecipeError: If the recipe is unknown or takes no such option.
         """
         targets = [Target(index, kind) for index in range(len(self.answer_tokens))]
-        return self._explain(recipe, targets, options, progress)
+        return self._explain(recipe, targets, options, budget, progress)
 
     def _explain(
         self,
         name: str,
         targets: Sequence[Target],
         options: Mapping[str, Any],
+        budget: int,
         progress: Progress | None,
     ) -> list[Attribution]:
         recipe = find_recipe(name)
         with torch.inference_mode(mode=False):  # a reducer's own tensors are changed in place
-            return self._explained(recipe, name, targets, options, progress)
+            return self._explained(recipe, name, targets, options, budget, progress)
 
     def _explained(
         self,
@@ -431,84 +419,37 @@ class Case:
         name: str,
         targets: Sequence[Target],
         options: Mapping[str, Any],
+        budget: int,
         progress: Progress | None,
     ) -> list[Attribution]:
         wanted = [target.within(self.answer_tokens) for target in targets]
         if isinstance(recipe, CaseRecipe):
             check_options(name, recipe.explain, options)
             return [recipe.explain(self, target, **options) for target in wanted]
-        return self._reduce(recipe, wanted, options, progress)
+        return reduce_live(self, recipe, wanted, options, budget, progress)
 
-    def _reduce(
-        self,
-        recipe: TraceRecipe,
-        targets: Sequence[Target],
-        options: Mapping[str, Any],
-        progress: Progress | None,
-    ) -> list[Attribution]:
-        depth = {"language": len(self.probe.sites.language)}
-        if self.layout.images and self.probe.sites.vision:
-            depth["vision"] = len(self.probe.sites.vision)
-        reducers = {
-            target: begin(recipe, self._context(target, depth, options), options)
-            for target in targets
-        }
-        towers = next(iter(reducers.values())).towers
-        if missing := [tower for tower in towers if tower not in depth]:
-            raise RecipeError(
-                f"recipe {recipe.name!r} needs the tower {', '.join(map(repr, missing))}, which this case does not "
-                "have: leave it out through the recipe's options"
+    def token_id(self, text: str) -> int:
+        """The id of the one token that ``text`` is where a word of an answer stands.
+
+        Raises:
+            TargetError: If it is no single token.
+        """
+        if self.probe.processor is None:
+            if re.fullmatch(r"#\d+", text):
+                return int(text[1:])
+            raise TargetError(
+                f"without a processor a token is named by its number, as in '#42', not {text!r}"
             )
-        want = Capture(towers=towers, targets=(), logits=False)
-        sink = _Feed(reducers)
-        stream(
-            self.probe.model,
-            self.probe.sites,
-            self.layout,
-            self.inputs,
-            want,
-            targets if recipe.gradients else (),
-            sink,
-            progress,
+        unknown = getattr(self.probe.tokenizer, "unk_token_id", None)
+        pieces: list[int] = []
+        for form in (text if text[:1].isspace() else f" {text}", text):
+            pieces = list(self.probe.tokenizer(form, add_special_tokens=False)["input_ids"])
+            if len(pieces) == 1 and pieces[0] != unknown:
+                return pieces[0]
+        raise TargetError(
+            f"{text!r} is no token of {self.probe.name!r} but {[self.probe.tokenizer.decode([i]) for i in pieces]}: "
+            "name a text that is one token"
         )
-        if not recipe.gradients:
-            sink.feed_all(towers)
-        return [reducers[target].result() for target in targets]
-
-    def _context(
-        self, target: Target, depth: Mapping[str, int], options: Mapping[str, Any]
-    ) -> Context:
-        return Context(
-            layout=self.layout,
-            words=self.words,
-            target=target,
-            depth=depth,
-            images=self.images,
-            meta={"model": self.probe.provenance["model"], "options": dict(options)},
-        )
-
-
-class _Feed:
-    """Hands the calls of a live stream to reducers; keeps calls only for recipes without gradients."""
-
-    def __init__(self, reducers: Mapping[Target, Reducer]) -> None:
-        self.reducers = reducers
-        self.kept: dict[str, list[AttentionCall]] = {}
-
-    def tensor(self, name: str, value: Tensor) -> None:
-        """Not asked for."""
-
-    def call(self, call: AttentionCall, output: Tensor) -> None:
-        self.kept.setdefault(call.tower, []).append(call)
-
-    def gradient(self, call: AttentionCall, target: Target) -> None:
-        self.reducers[target].feed(call)
-
-    def feed_all(self, towers: Sequence[str]) -> None:
-        for tower in towers:
-            for call in reversed(self.kept[tower]):
-                for reducer in self.reducers.values():
-                    reducer.feed(call)
 
 
 def _extended(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
@@ -524,21 +465,3 @@ def _extended(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]
                 zeros = inputs[name].new_zeros(1, len(answer))
                 extended[name] = torch.cat([inputs[name], zeros], dim=1)
     return extended
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """A hash of names, shapes, types and 64 evenly spaced values of every parameter: quick at any size."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        flat = parameter.detach().reshape(-1)
-        if flat.device.type != "meta" and len(flat):
-            picked = torch.linspace(0, len(flat) - 1, min(64, len(flat)), device=flat.device).long()
-            digest.update(flat[picked].float().cpu().numpy().astype(np.float32).tobytes())
-    return digest.hexdigest()
-
-
-def _settings(processor: Any) -> Any:
-    if processor is None or not hasattr(processor, "to_dict"):
-        return None
-    return json.loads(json.dumps(processor.to_dict(), default=str))

@@ -9,11 +9,11 @@ recipe* must run the model, and is a function of a case. Both are found through 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -23,14 +23,13 @@ from lvlm_probe.errors import RecipeError
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.target import Target
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
+    "Cached",
     "CaseRecipe",
     "Context",
     "RecipeInfo",
     "Reducer",
+    "Together",
     "TraceRecipe",
     "available_recipes",
     "find_recipe",
@@ -61,8 +60,13 @@ class Context:
 
     @property
     def position(self) -> int:
-        """The position whose logits predict the target."""
+        """The position whose logits predict the target, its first token if it has several."""
         return self.layout.answer_start + self.target.index - 1
+
+    @property
+    def positions(self) -> range:
+        """The positions whose logits predict the target's tokens."""
+        return range(self.position, self.position + self.target.count)
 
 
 @runtime_checkable
@@ -80,6 +84,29 @@ class Reducer(Protocol):
 
     def result(self) -> Attribution:
         """The attribution, after the last call."""
+        ...
+
+
+@runtime_checkable
+class Together(Protocol):
+    """What a trace recipe has besides, if several targets cost it less in one sweep than one by one."""
+
+    def feed_together(self, reducers: Sequence[Any], calls: Sequence[AttentionCall]) -> None:
+        """Give each reducer its call: one and the same, with the gradient of that reducer's target."""
+        ...
+
+
+@runtime_checkable
+class Cached(Protocol):
+    """What a reducer has besides, if its gradients can be those of decoding with a cache."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether each query row must carry the gradient of the answer token that was decoded when it was new.
+
+        The prompt's rows then carry the first answer token's gradient, and the row that predicts answer token s
+        carries that of token s.
+        """
         ...
 
 

@@ -42,7 +42,9 @@ def record(
             capture,
             targets,
             recorder,
+            case.token_id,
             progress,
+            case.probe.checkpointing,
         )
         meta = _document(case, capture, recorder, targets, values)
         if path is None or spool is None:
@@ -99,6 +101,9 @@ class _Recorder:
     def gradient(self, call: AttentionCall, target: Target) -> None:
         assert call.output_grad is not None
         self.put(f"{call.site}.output_grad.{target.name}", call.output_grad)
+
+    def passed(self, target: Target) -> None:
+        """Nothing is left to do."""
 
 
 def _document(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,8 @@ from lvlm_probe.attention import AttentionCall, AttentionMask
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import TraceError
 from lvlm_probe.layout import TokenLayout
-from lvlm_probe.recipe import Context, TraceRecipe, begin, find_recipe
+from lvlm_probe.recipe import TraceRecipe, find_recipe
+from lvlm_probe.reduce import reduce_trace
 from lvlm_probe.target import Target
 
 __all__ = ["TensorSource", "Trace"]
@@ -120,10 +121,7 @@ class Trace:
             )
         site = f"{tower}.layers.{layer % depth}.attention"
         facts = self.meta["sites"][site]
-        grad = None
-        if target is not None:
-            grad = self[f"{site}.output_grad.{self._target(target).name}"]
-        return AttentionCall(
+        call = AttentionCall(
             tower=tower,
             layer=layer % depth,
             query=self[f"{site}.query"],
@@ -134,8 +132,16 @@ class Trace:
                 facts["mask"], self[f"{site}.mask"] if facts["mask"]["dense"] else None
             ),
             softcap=facts["softcap"],
-            output_grad=grad,
         )
+        return call if target is None else call.with_gradient(self.gradient(call, target))
+
+    def gradient(self, call: AttentionCall, target: int | Target) -> Float[Tensor, "H N e"]:
+        """The gradient of a target with respect to a call's output per head.
+
+        Raises:
+            TraceError: If it was not recorded.
+        """
+        return self[f"{call.site}.output_grad.{self._target(target).name}"]
 
     def calls(self, tower: str, target: int | Target | None = None) -> Iterator[AttentionCall]:
         """Every call of a tower in the order of a backward pass, the last layer first."""
@@ -185,22 +191,32 @@ class Trace:
             RecipeError: If the recipe is unknown or needs the model.
             TraceError: If what it needs was not recorded.
         """
-        found = find_recipe(recipe, needs="trace")
+        return self._explained(recipe, [target], options)[0]
+
+    def explain_all(
+        self, recipe: str, *, kind: str = "margin", **options: Any
+    ) -> list[Attribution]:
+        """One explanation an answer token; each layer is read once for all.
+
+        Args:
+            recipe: A name from :func:`lvlm_probe.available_recipes`.
+            kind: Of the targets; see :class:`Target`.
+            **options: The recipe's own.
+
+        Raises:
+            RecipeError: If the recipe is unknown or needs the model.
+            TraceError: If what it needs was not recorded.
+        """
+        targets = [Target(index, kind) for index in range(len(self.answer_tokens))]
+        return self._explained(recipe, targets, options)
+
+    def _explained(
+        self, name: str, targets: Sequence[int | Target], options: Mapping[str, Any]
+    ) -> list[Attribution]:
+        found = find_recipe(name, needs="trace")
         assert isinstance(found, TraceRecipe)
-        wanted = Target.of(target).within(self.answer_tokens)
-        context = Context(
-            layout=self.layout,
-            words=self.words,
-            target=wanted,
-            depth={tower: int(depth) for tower, depth in self.meta["depth"].items()},
-            images=self.images,
-            meta={"model": self.meta["model"], "options": options},
-        )
-        reducer = begin(found, context, options)
-        for tower in reducer.towers:
-            for call in self.calls(tower, wanted if found.gradients else None):
-                reducer.feed(call)
-        return reducer.result()
+        wanted = [Target.of(target).within(self.answer_tokens) for target in targets]
+        return reduce_trace(self, found, wanted, options)
 
     def save(self, path: str | Path, shard_size: int | None = None) -> Path:
         """Write to ``path``, whole or not at all.

@@ -171,9 +171,9 @@ class _Attention:
             raise RecipeError(
                 f"heads {list(self.heads)} are out of range: {call.site} has {call.heads}, from 0"
             )
-        row = torch.tensor([self.context.position], device=call.query.device)
+        row = torch.tensor(list(self.context.positions), device=call.query.device)
         heads = None if self.heads is None else torch.tensor(self.heads)
-        self.rows[call.layer] = call.weights(row, heads)[:, 0].mean(0).cpu()
+        self.rows[call.layer] = call.weights(row, heads).mean((0, 1)).cpu()
 
     def result(self) -> Attribution:
         """The explanation."""
@@ -232,7 +232,7 @@ class _Rollout:
         self.context = context
         self.towers = ("language", "vision") if vision else ("language",)
         self.tokens = torch.zeros(context.layout.length)
-        self.tokens[context.position] = 1.0
+        self.tokens[list(context.positions)] = 1.0
         self.patches: Tensor | None = None
 
     def feed(self, call: AttentionCall) -> None:
@@ -250,7 +250,7 @@ class _Rollout:
         row = row.to(call.query.device)
         pushed = row.clone()
         total = torch.ones_like(row)  # 1 for the identity, and what the row of attention sums to
-        for block in call.blocks(row.nonzero().flatten()):
+        for block in call.blocks(row.nonzero().flatten(), split_heads=False):
             mixed = block.weights().mean(0)
             total[block.rows] += mixed.sum(-1)
             pushed[block.keys] += (row[block.rows] / total[block.rows]) @ mixed

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lvlm_probe.attention import AttentionCall
+from lvlm_probe.attention import AttentionBlock, AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError, TraceError
 from lvlm_probe.recipe import Context, Reducer
@@ -195,43 +195,79 @@ def qformer_relevance(
     return onto
 
 
-def _push(
-    rows: Float[Tensor, "K N"], call: AttentionCall, unit: int | None = None
-) -> Float[Tensor, "K N"]:
-    """``r + (r + e) Ā``: what rows of relevance gain in one layer; query rows without relevance are skipped.
+@dataclass(slots=True)
+class _Push:
+    """What some rows of relevance gain in one layer: ``r Ā``.
 
-    Args:
-        rows: Identity removed.
-        call: The layer's, with its gradient.
-        unit: Where the removed identity's 1 stands (``e``); None where nothing was removed.
+    Attributes:
+        rows: Before the layer, the identity's ones included; not changed.
+        call: The layer's, with the gradient of the target that the rows explain.
+        gained: By each row.
+        heads: By the last row, from each head; None where nobody asked.
     """
-    lit = rows.ne(0).any(dim=0)
-    if unit is not None:
-        lit[unit] = True
-    gained = rows.clone()
-    for block in call.blocks(lit.nonzero().flatten()):
-        mixed = (block.gradients() * block.weights()).clamp_(min=0).mean(dim=0)
-        shares = rows[:, block.rows]
-        if unit is not None:
-            shares = shares + (block.rows == unit)
-        gained[:, block.keys] += shares @ mixed
-    return gained
+
+    rows: Float[Tensor, "K N"]
+    call: AttentionCall
+    gained: Float[Tensor, "K M"]
+    heads: Float[Tensor, "H M"] | None
+
+    @classmethod
+    def begin(cls, rows: Float[Tensor, "K N"], call: AttentionCall, *, heads: bool) -> _Push:
+        """Nothing gained yet."""
+        rows = rows.to(call.query.device)
+        gained = rows.new_zeros(len(rows), call.keys)
+        return cls(rows, call, gained, rows.new_zeros(call.heads, call.keys) if heads else None)
+
+    def take(self, block: AttentionBlock, weights: Float[Tensor, "J Q M"]) -> None:
+        """Add a block's part.
+
+        Args:
+            block: Of this call, or of one that differs in its gradient only.
+            weights: The block's.
+        """
+        shares = self.rows[:, block.rows] / self.call.heads
+        # No share is negative, so the one row's may go in before the positive part is taken, where it costs nothing.
+        alone = shares[0] if len(shares) == 1 else None
+        positive = block.gradients(alone, of=self.call).clamp_(min=0).mul_(weights)
+        if self.heads is not None:
+            last = positive if alone is not None else positive * shares[-1][:, None]
+            self.heads[block.heads, block.keys] += last.sum(dim=1)
+        if alone is not None:
+            self.gained[0, block.keys] += positive.sum(dim=(0, 1))
+        else:
+            self.gained[:, block.keys] += shares @ positive.sum(dim=0)
+
+
+def _run(pushes: Sequence[_Push]) -> None:
+    """Sweep over one layer's attention, once for all; query rows without relevance are skipped."""
+    lit = torch.stack([push.rows.ne(0).any(dim=0) for push in pushes]).any(dim=0)
+    for block in pushes[0].call.blocks(lit.nonzero().flatten()):
+        weights = block.weights()
+        for push in pushes:
+            push.take(block, weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    """See :meth:`Relevancy.begin`."""
+
+    vision: bool
+    layers: bool
+    heads: bool
+    normalize: bool
+    cached: bool
+    through: frozenset[int]
 
 
 class _Relevancy:
     """Carries the explained row, and one row a layer, from the last layer to the first, then into the encoder."""
 
-    def __init__(self, context: Context, *, vision: bool, layers: bool) -> None:
-        self.context = context
-        self.layers = context.depth.get("language", 0)
-        if self.layers == 0:
-            raise RecipeError(
-                "relevancy starts in the language model, whose attention was not captured: "
-                "capture towers=('vision', 'language')"
-            )
-        self.towers = ("language", "vision") if vision else ("language",)
-        self.per_layer = layers
-        self.tokens = torch.zeros(self.layers if layers else 1, context.layout.length)
+    def __init__(self, context: Context, options: _Options) -> None:
+        self.context, self.options = context, options
+        depth = context.depth["language"]
+        self.towers = ("language", "vision") if options.vision else ("language",)
+        self.tokens = torch.zeros(depth if options.layers else 1, context.layout.length)
+        self.heads: list[Tensor] = []  # gained from each head, last layer first
         self.patches: Tensor | None = None
         self.expected = [
             (tower, layer)
@@ -239,8 +275,24 @@ class _Relevancy:
             for layer in reversed(range(context.depth[tower]))
         ]
 
+    @property
+    def cached(self) -> bool:
+        """See :class:`lvlm_probe.recipe.Cached`."""
+        return self.options.cached
+
     def feed(self, call: AttentionCall) -> None:
         """Take the next call, the last layer of the language model first.
+
+        Raises:
+            CaptureError: If it is not the layer whose turn it is.
+        """
+        push = self.begin(call)
+        if push is not None:
+            _run([push])
+            self.end(push)
+
+    def begin(self, call: AttentionCall) -> _Push | None:
+        """The rows that this call's layer moves; None if relevance goes past this layer.
 
         Raises:
             CaptureError: If it is not the layer whose turn it is.
@@ -250,21 +302,36 @@ class _Relevancy:
                 f"{call.site} came out of turn: relevance goes through every layer once, the last one first; "
                 "the adapter lists layers that feed nothing, or in another order than the model runs them"
             )
-        if call.tower == "language":
-            self._through_language(call)
-        else:
-            self._through_vision(call)
+        if call.tower == "vision":
+            if self.patches is None:
+                images = self.context.layout.images
+                spread = [image.spread(self.tokens, call.queries) for image in images]
+                self.patches = torch.stack(spread).sum(0)
+            return _Push.begin(self.patches, call, heads=False)
+        if call.layer not in self.options.through:
+            if self.options.heads:
+                self.heads.append(torch.zeros(call.heads, call.keys))
+            return None
+        rows = self.tokens[self._under_way(call)].clone()
+        # The identity's ones are kept apart: beside them, the small relevance of a confident prediction would lose
+        # its digits.
+        rows[:, list(self.context.positions)] += 1.0
+        return _Push.begin(rows, call, heads=self.options.heads)
 
-    def _through_language(self, call: AttentionCall) -> None:
+    def end(self, push: _Push) -> None:
+        """Take what the rows gained."""
+        call = push.call
+        if call.tower == "vision":
+            self.patches = push.rows + push.gained
+            return
         self.tokens = self.tokens.to(call.query.device)
-        under_way = slice(call.layer if self.per_layer else 0, None)
-        self.tokens[under_way] = _push(self.tokens[under_way], call, self.context.position)
+        self.tokens[self._under_way(call)] += push.gained
+        if push.heads is not None:
+            self.heads.append(push.heads.cpu())
 
-    def _through_vision(self, call: AttentionCall) -> None:
-        if self.patches is None:
-            images = self.context.layout.images
-            self.patches = torch.stack([i.spread(self.tokens, call.queries) for i in images]).sum(0)
-        self.patches = _push(self.patches.to(call.query.device), call)
+    def _under_way(self, call: AttentionCall) -> slice:
+        """The rows that have started: of this layer and of those above it."""
+        return slice(call.layer if self.options.layers else 0, None)
 
     def result(self) -> Attribution:
         """The explanation.
@@ -279,6 +346,10 @@ class _Relevancy:
             )
         tokens = self.tokens.cpu()
         patches = None if self.patches is None else self.patches.cpu()
+        if self.options.normalize:
+            tokens = _shares(tokens)
+            patches = None if patches is None else _shares(patches)
+        per_layer = self.options.layers
         return Attribution(
             recipe=RELEVANCY.name,
             target=self.context.target,
@@ -286,11 +357,18 @@ class _Relevancy:
             layout=self.context.layout,
             words=self.context.words,
             patches=None if patches is None else patches[-1],
-            layers=tokens if self.per_layer else None,
-            layer_patches=patches if self.per_layer else None,
+            layers=tokens if per_layer else None,
+            layer_patches=patches if per_layer else None,
+            heads=torch.stack(self.heads[::-1]) if self.heads else None,
             images=self.context.images,
             meta=self.context.meta,
         )
+
+
+def _shares(rows: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
+    """Each row over its sum; a row of zeros stays."""
+    sums = rows.sum(dim=-1, keepdim=True)
+    return rows / sums.masked_fill(sums == 0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,25 +381,80 @@ class Relevancy:
     gradients: bool = True
 
     def begin(
-        self, context: Context, *, vision: bool | None = None, layers: bool = True
+        self,
+        context: Context,
+        *,
+        vision: bool | None = None,
+        layers: bool = True,
+        heads: bool = False,
+        normalize: bool = False,
+        rows: str = "forward",
+        through: Sequence[int] | None = None,
     ) -> Reducer:
-        """Start with the unit row of the predicting position.
+        """Start with the unit row of the predicting position; of a target of several tokens, with all of theirs.
 
         Args:
             context: Of the sequence.
             vision: Go on through the vision encoder, to its patches; by default where it was captured.
             layers: Keep the row after each layer too.
+            heads: Keep what the explained row gained from each head of each language layer, ``[L, H, N]``; over
+                heads and layers these add up to the row.
+            normalize: Divide each row by its sum, as LVLM-Interpret does by default.
+            rows: ``"forward"``, one forward pass over prompt and answer, one target; or ``"cached"``, LVLM-Interpret's
+                way while decoding: rows of earlier answer tokens keep the gradient of the step that produced them.
+                The two give different numbers. Cached rows end at the language model.
+            through: Language layers that relevance passes through, from 0, negative ones from the last; it goes past
+                the others unchanged. All by default.
 
         Raises:
-            RecipeError: If the encoder is asked for and was not captured.
+            RecipeError: If the encoder is asked for and was not captured, a layer is out of range, or cached rows are
+                asked for a target that is not one of the answer's own tokens.
         """
+        depth = context.depth.get("language", 0)
+        if depth == 0:
+            raise RecipeError(
+                "relevancy starts in the language model, whose attention was not captured: "
+                "capture towers=('vision', 'language')"
+            )
+        if rows not in ("forward", "cached"):
+            raise RecipeError(f"rows={rows!r} is unknown: choose 'forward' or 'cached'")
+        cached = rows == "cached"
+        target = context.target
+        if cached and (vision or target.count > 1 or target.token or target.against):
+            raise RecipeError(
+                f"cached rows with vision={vision} and target {target.name!r}: they belong to one decoded token and "
+                "end at the language model; leave vision out, and name one of the answer's own tokens"
+            )
         captured = "vision" in context.depth
         if vision and not captured:
             raise RecipeError(
                 "relevancy cannot go on into the vision encoder, whose attention was not captured: "
                 "capture towers=('vision', 'language'), or set vision=False"
             )
-        return _Relevancy(context, vision=captured if vision is None else vision, layers=layers)
+        chosen = range(depth) if through is None else through
+        if any(not -depth <= layer < depth for layer in chosen):
+            raise RecipeError(
+                f"through={list(chosen)} is out of range: there are {depth} language layers, from 0"
+            )
+        options = _Options(
+            vision=captured and not cached if vision is None else vision,
+            layers=layers,
+            heads=heads,
+            normalize=normalize,
+            cached=cached,
+            through=frozenset(layer % depth for layer in chosen),
+        )
+        return _Relevancy(context, options)
+
+    def feed_together(self, reducers: Sequence[_Relevancy], calls: Sequence[AttentionCall]) -> None:
+        """Give each reducer its call: one and the same, with its own target's gradient; weights are made once."""
+        pushes = [reducer.begin(call) for reducer, call in zip(reducers, calls, strict=True)]
+        moved = [push for push in pushes if push is not None]
+        if moved:
+            _run(moved)
+        for reducer, push in zip(reducers, pushes, strict=True):
+            if push is not None:
+                reducer.end(push)
 
 
 RELEVANCY = Relevancy()

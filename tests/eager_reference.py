@@ -60,9 +60,12 @@ class Eager:
         return probability.log() if kind == "logprob" else probability
 
     def backward(self, index: int, kind: str = "margin") -> None:
+        self.backward_of(self.scalar(index, kind))
+
+    def backward_of(self, scalar: torch.Tensor) -> None:
         for attention in self.vision + self.language:
             attention.grad = None
-        self.scalar(index, kind).backward(retain_graph=True)
+        scalar.backward(retain_graph=True)
 
     @staticmethod
     def _mixed(attention: torch.Tensor, item: int = 0) -> torch.Tensor:

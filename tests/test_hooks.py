@@ -26,7 +26,10 @@ def state(model: nn.Module) -> dict:
             {
                 k: id(v)
                 for k, v in module.__dict__.items()
-                if "hook" in k or k in ("forward", "__nnsight__")
+                if "hook" in k
+                or "dropout" in k
+                or "checkpointing" in k
+                or k in ("forward", "__nnsight__")
             },
             {k: list(v) for k, v in module.__dict__.items() if k.endswith("_hooks")},
             module.training,
@@ -81,8 +84,10 @@ def fresh() -> lp.Case:
     return lp.Probe(model, tiny.processor()).case(tiny.picture(), "what is this", answer="a circle")
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("recipe", ["relevancy", "rollout", "attention"])
-def test_explain_leaves_nothing(fresh: lp.Case, recipe: str) -> None:
+def test_explain_leaves_nothing(fresh: lp.Case, recipe: str, checkpointing: bool) -> None:
+    fresh.probe.checkpointing = checkpointing
     with unchanged(fresh.probe.model):
         fresh.explain(recipe)
         fresh.explain_all(recipe)
@@ -99,13 +104,19 @@ def test_generation_leaves_nothing(fresh: lp.Case) -> None:
         fresh.probe.case(tiny.picture(), "where is this", max_new_tokens=2)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("error", [Refused, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize(
     "where", ["model.vision_tower.encoder.layers.1", "model.language_model.layers.2.mlp"]
 )
 def test_error_in_the_model_leaves_nothing(
-    fresh: lp.Case, monkeypatch: pytest.MonkeyPatch, where: str, error: type[BaseException]
+    fresh: lp.Case,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: type[BaseException],
+    checkpointing: bool,
 ) -> None:
+    fresh.probe.checkpointing = checkpointing
     model = fresh.probe.model
 
     def fail(*_: object, **__: object) -> None:

@@ -222,8 +222,8 @@ def test_all_answer_tokens_from_one_forward(case: lp.Case) -> None:
     assert [a.word.strip() for a in together] == ["a", "red", "circle"]
     for index, found in enumerate(together):
         alone = case.explain("relevancy", index)
-        assert torch.equal(found.tokens, alone.tokens)
-        assert torch.equal(found.patches, alone.patches)
+        assert off(found.tokens, alone.tokens) <= 1e-6
+        assert off(found.patches, alone.patches) <= 1e-6
 
 
 @pytest.mark.parametrize("recipe", ["relevancy", "rollout", "attention"])

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lvlm_probe.errors import TargetError
-from lvlm_probe.target import KINDS, Target
+from lvlm_probe.target import KINDS as ALL_KINDS
+from lvlm_probe.target import Target
+
+KINDS = [kind for kind in ALL_KINDS if kind != "contrast"]
 
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
@@ -96,7 +99,7 @@ def test_the_default_is_the_margin() -> None:
 
 @pytest.mark.parametrize("kind", ["", "Margin", "loss", "logits"])
 def test_unknown_kind(kind: str) -> None:
-    message = rf"unknown target kind {kind!r}: choose one of margin, logit, logprob, prob"
+    message = rf"unknown target kind {kind!r}: choose one of margin, logit, logprob, prob, contrast"
     with pytest.raises(TargetError, match=message):
         Target(0, kind)
     with pytest.raises(TargetError):
@@ -114,6 +117,13 @@ def test_unknown_kind(kind: str) -> None:
         ("2:logprob", Target(2, "logprob")),
         ("-3:prob", Target(-3, "prob")),
         ("0:margin", Target(0, "margin")),
+        ("0-2", Target(0, count=3)),
+        ("1-1:prob", Target(1, "prob")),
+        ("1:logit:red", Target(1, "logit", token="red")),
+        ("0:contrast:blue", Target(0, "contrast", against="blue")),
+        ("-1:contrast:red:blue", Target(-1, "contrast", token="red", against="blue")),
+        ("word:circle", Target(word="circle")),
+        ("word:red circle:logprob", Target(kind="logprob", word="red circle")),
     ],
 )
 def test_parse(text: str, wanted: Target) -> None:
@@ -121,13 +131,11 @@ def test_parse(text: str, wanted: Target) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "a", "red", "1:", ":logit", ":", "1.5", "1e3", "+1", "--1", "- 1", "1 2", "1,2", "1:logit:prob",
-    "1:log prob", "1: logit", "1;logit", "0.logit",
+    "", " ", "a", "red", "1:", ":logit", ":", "1.5", "1e3", "+1", "--1", "- 1", "1 2", "1,2", "1:logit:a:b",
+    "1:log prob", "1: logit", "1;logit", "0.logit", "2-1", "0-", "0:contrast", "0:contrast:a:b:c", "word:", "word",
 ])  # fmt: skip
 def test_parse_refuses(text: str) -> None:
-    with pytest.raises(
-        TargetError, match="is not of the form INDEX or INDEX:KIND, as in 0 or 2:logp"
-    ):
+    with pytest.raises(TargetError, match="is not of the form INDEX, FIRST-LAST or word:WORD"):
         Target.parse(text)
 
 
@@ -184,3 +192,62 @@ def test_within_a_long_answer() -> None:
     with pytest.raises(TargetError, match=r"has 300 tokens \(0='t0' .* 19='t19' …\); .* 0 to 299"):
         Target(300).within([f"t{i}" for i in range(300)])
     assert Target(299).within(["t"] * 300).index == 299
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (Target(0, count=3), "0-2"),
+        (Target(1, "prob", count=2), "1-2.prob"),
+        (Target(0, "contrast", against="blue"), "0.contrast.blue"),
+        (Target(0, "contrast", token="a.b", against="c d"), "0.contrast.a%2Eb.c%20d"),
+        (Target(0, token="red"), "0.margin.red"),
+        (Target(word="red"), "word:red"),
+    ],
+)
+def test_names_of_the_rest(target: Target, name: str) -> None:
+    assert target.name == name
+    assert Target.from_json(json.loads(json.dumps(target.to_json()))) == target
+
+
+def test_traces_of_before_name_less() -> None:
+    assert Target.from_json({"index": 2, "kind": "logit"}) == Target(2, "logit")
+
+
+def test_words_become_their_tokens() -> None:
+    answer = [" a", " re", "d", " circle", ",", " a", " reddish", " star"]
+    assert Target(word="red").within(answer) == Target(1, count=2)
+    assert Target(word="circle", kind="logprob").within(answer) == Target(3, "logprob")
+    assert Target(word=" a ").within(answer) == Target(0)
+    assert Target(word="red circle").within(answer) == Target(1, count=3)
+    with pytest.raises(TargetError, match="no word 'star fish': the answer has 8 tokens"):
+        Target(word="star fish").within(answer)
+
+
+def test_runs_must_fit() -> None:
+    assert Target(-2, count=2).within(ANSWER) == Target(1, count=2)
+    for target in (Target(2, count=2), Target(-1, count=2), Target(0, count=4)):
+        with pytest.raises(TargetError, match="out of range: the answer has 3 tokens"):
+            target.within(ANSWER)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"kind": "contrast"}, {"against": "blue"}, {"count": 0}, {"count": 2, "token": "red"}, {"word": " "},
+])  # fmt: skip
+def test_what_does_not_fit_together(wrong: dict) -> None:
+    with pytest.raises(TargetError):
+        Target(**wrong)
+
+
+def test_totals() -> None:
+    logits = torch.tensor([[0.5, 2.0, -1.0], [1.0, 0.0, 3.0]])
+    answer = torch.tensor([1, 0])
+    lookup = {"x": 0, "y": 1, "z": 2}.__getitem__
+    rows = logits.tolist()
+    assert float(Target(0, "logit", count=2).total(logits, answer, lookup)) == 3.0
+    both = plain("prob", rows[0], 1) * plain("prob", rows[1], 0)
+    assert float(Target(0, "prob", count=2).total(logits, answer, lookup)) == pytest.approx(both)
+    contrast = Target(1, "contrast", against="z")
+    assert float(contrast.total(logits, answer, lookup)) == -2.0
+    other = Target(1, "contrast", token="y", against="z")
+    assert float(other.total(logits, answer, lookup)) == -3.0

@@ -1,0 +1,265 @@
+"""From attention calls to attributions: runs trace recipes, on a live stream or on a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from lvlm_probe.attention import AttentionCall
+from lvlm_probe.attribution import Attribution
+from lvlm_probe.capture import Capture, stream
+from lvlm_probe.errors import RecipeError
+from lvlm_probe.recipe import Cached, Context, Reducer, Together, TraceRecipe, begin
+from lvlm_probe.target import Target
+
+if TYPE_CHECKING:
+    from lvlm_probe.probe import Case
+    from lvlm_probe.trace import Trace
+
+__all__ = ["BUDGET", "reduce_live", "reduce_trace"]
+
+BUDGET = 2**30
+"""Bytes of gradients kept so that several targets can share a sweep, unless the user says otherwise."""
+
+Reducers = Mapping[Target, Reducer]
+
+
+def reduce_live(
+    case: Case,
+    recipe: TraceRecipe,
+    targets: Sequence[Target],
+    options: Mapping[str, Any],
+    budget: int = BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Attribution]:
+    """Run the model and reduce what it computes as it computes it.
+
+    Args:
+        case: What is asked.
+        recipe: How it is explained.
+        targets: Counted from the answer's start.
+        options: The recipe's.
+        budget: Bytes of gradients to keep at most; targets whose gradients fit are swept together. What one target
+            needs is never kept.
+        progress: Called with passes done and passes in all.
+
+    Raises:
+        RecipeError: If the recipe takes no such option, or needs a tower that the case does not have.
+    """
+    sites = case.probe.sites
+    depth = {"language": len(sites.language)}
+    if case.layout.images and sites.vision:
+        depth["vision"] = len(sites.vision)
+    context = Context(
+        layout=case.layout,
+        words=case.words,
+        target=targets[0],
+        depth=depth,
+        images=case.images,
+        meta={"model": case.probe.provenance["model"], "options": dict(options)},
+    )
+    reducers = _begun(recipe, context, targets, options)
+    towers = next(iter(reducers.values())).towers
+    if missing := [tower for tower in towers if tower not in depth]:
+        raise RecipeError(
+            f"recipe {recipe.name!r} needs the tower {', '.join(map(repr, missing))}, which this case does not "
+            "have: leave it out through the recipe's options"
+        )
+    passes: Sequence[Target] = targets
+    if not recipe.gradients:
+        feed, passes = _Forward(reducers, towers), ()
+    elif _cached(reducers):
+        feed, passes = _CachedRows(reducers, case.layout.answer_start), _steps(targets)
+    else:
+        feed = _Backward(recipe, reducers, budget, case.probe.checkpointing)
+    stream(
+        case.probe.model,
+        sites,
+        case.layout,
+        case.inputs,
+        Capture(towers=towers, targets=(), logits=False),
+        passes,
+        feed,
+        case.token_id,
+        progress,
+        case.probe.checkpointing,
+    )
+    feed.close()
+    return [reducers[target].result() for target in targets]
+
+
+def reduce_trace(
+    trace: Trace, recipe: TraceRecipe, targets: Sequence[Target], options: Mapping[str, Any]
+) -> list[Attribution]:
+    """Reduce what a trace holds, layer by layer, each read once for all targets.
+
+    Args:
+        trace: With what the recipe needs.
+        recipe: How the answer is explained.
+        targets: Counted from the answer's start.
+        options: The recipe's.
+
+    Raises:
+        RecipeError: If the recipe takes no such option.
+        TraceError: If what it needs was not recorded.
+    """
+    context = Context(
+        layout=trace.layout,
+        words=trace.words,
+        target=targets[0],
+        depth={tower: int(depth) for tower, depth in trace.meta["depth"].items()},
+        images=trace.images,
+        meta={"model": trace.meta["model"], "options": dict(options)},
+    )
+    reducers = _begun(recipe, context, targets, options)
+    cached = _cached(reducers)
+    for tower in next(iter(reducers.values())).towers:
+        for layer in reversed(range(trace.depth(tower))):
+            bare = trace.call(tower, layer)
+            if not recipe.gradients:
+                calls = [bare] * len(reducers)
+            elif cached:
+                calls = [_composed(trace, bare, target) for target in reducers]
+            else:
+                calls = [bare.with_gradient(trace.gradient(bare, target)) for target in reducers]
+            _feed(recipe, list(reducers.values()), calls)
+    return [reducers[target].result() for target in targets]
+
+
+def _begun(
+    recipe: TraceRecipe, context: Context, targets: Sequence[Target], options: Mapping[str, Any]
+) -> dict[Target, Reducer]:
+    return {target: begin(recipe, replace(context, target=target), options) for target in targets}
+
+
+def _cached(reducers: Reducers) -> bool:
+    first = next(iter(reducers.values()))
+    return isinstance(first, Cached) and first.cached
+
+
+def _steps(targets: Sequence[Target]) -> list[Target]:
+    """Every answer token up to the last one wanted."""
+    last = max(targets, key=lambda target: target.index)
+    return [replace(last, index=index) for index in range(last.index + 1)]
+
+
+def _composed(trace: Trace, call: AttentionCall, target: Target) -> AttentionCall:
+    """The call with each row's gradient from the answer token that was decoded when the row was new."""
+    rows = _CachedRows({}, trace.layout.answer_start)
+    for step in _steps([target]):
+        rows.gradient(call.with_gradient(trace.gradient(call, step)), step)
+    return rows.calls[call.site]
+
+
+def _feed(recipe: TraceRecipe, reducers: Sequence[Reducer], calls: Sequence[AttentionCall]) -> None:
+    if isinstance(recipe, Together) and len(calls) > 1:
+        recipe.feed_together(reducers, calls)
+        return
+    for reducer, call in zip(reducers, calls, strict=True):
+        reducer.feed(call)
+
+
+class _Sink:
+    """Ignores what nobody asked for."""
+
+    def tensor(self, name: str, value: Tensor) -> None:
+        pass
+
+    def call(self, call: AttentionCall, output: Tensor) -> None:
+        pass
+
+    def gradient(self, call: AttentionCall, target: Target) -> None:
+        pass
+
+    def passed(self, target: Target) -> None:
+        pass
+
+    def close(self) -> None:
+        """The stream has ended."""
+
+
+class _Forward(_Sink):
+    """For recipes without gradients: keeps every call, and feeds them in backward order at the end."""
+
+    def __init__(self, reducers: Reducers, towers: Sequence[str]) -> None:
+        self.reducers, self.towers = reducers, towers
+        self.kept: dict[str, list[AttentionCall]] = {tower: [] for tower in towers}
+
+    def call(self, call: AttentionCall, output: Tensor) -> None:
+        self.kept[call.tower].append(call)
+
+    def close(self) -> None:
+        for tower in self.towers:
+            for call in reversed(self.kept[tower]):
+                for reducer in self.reducers.values():
+                    reducer.feed(call)
+
+
+class _Backward(_Sink):
+    """Feeds each call as it comes; or keeps the gradients of as many targets as fit, and feeds them together."""
+
+    def __init__(
+        self, recipe: TraceRecipe, reducers: Reducers, budget: int, recomputed: bool
+    ) -> None:
+        self.recipe, self.reducers, self.budget = recipe, reducers, budget
+        self.recomputed = recomputed
+        self.size = 0
+        self.waiting: dict[Target, list[AttentionCall]] = {}
+
+    @property
+    def group(self) -> int:
+        """Targets to a sweep."""
+        if not isinstance(self.recipe, Together) or len(self.reducers) == 1:
+            return 1
+        return max(1, self.budget // max(1, self.size))
+
+    def call(self, call: AttentionCall, output: Tensor) -> None:
+        kept = [output]  # as large as its gradient
+        if self.recomputed:
+            kept += [call.query, call.key, call.value]  # else the graph keeps them anyway
+        self.size += sum(tensor.numel() * tensor.element_size() for tensor in kept)
+
+    def gradient(self, call: AttentionCall, target: Target) -> None:
+        if self.group == 1:
+            self.reducers[target].feed(call)
+        else:
+            self.waiting.setdefault(target, []).append(call)
+
+    def passed(self, target: Target) -> None:
+        if len(self.waiting) >= self.group:
+            self.close()
+
+    def close(self) -> None:
+        reducers = [self.reducers[target] for target in self.waiting]
+        for calls in zip(*self.waiting.values(), strict=True):
+            _feed(self.recipe, reducers, calls)
+        self.waiting.clear()
+
+
+class _CachedRows(_Sink):
+    """Puts together, layer by layer, the gradient rows of decoding with a cache; feeds each token when it is due."""
+
+    def __init__(self, reducers: Reducers, answer_start: int) -> None:
+        self.reducers, self.answer_start = reducers, answer_start
+        self.calls: dict[str, AttentionCall] = {}
+
+    def gradient(self, call: AttentionCall, target: Target) -> None:
+        assert call.output_grad is not None
+        if target.index == 0:
+            self.calls[call.site] = call.with_gradient(call.output_grad.clone())
+            return
+        rows = self.calls[call.site].output_grad
+        assert rows is not None
+        row = self.answer_start + target.index - 1
+        rows[:, row] = call.output_grad[:, row]
+
+    def passed(self, target: Target) -> None:
+        if target not in self.reducers:
+            return
+        for call in self.calls.values():
+            assert call.output_grad is not None
+            # A call remembers its gradient in float32; this one's still changes.
+            self.reducers[target].feed(call.with_gradient(call.output_grad))
