@@ -134,12 +134,12 @@ def test_error_in_the_model_leaves_nothing(
 def test_error_in_user_code_leaves_nothing(
     fresh: lp.Case, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    from lvlm_probe.recipes import relevancy
+    from lvlm_probe.recipes.relevancy import recipe
 
     def fail(*_: object) -> None:
         raise error("in a reducer")
 
-    monkeypatch.setattr(relevancy._Relevancy, "feed", fail)
+    monkeypatch.setattr(recipe._Relevancy, "feed", fail)
     with unchanged(fresh.probe.model), pytest.raises(error, match="in a reducer"):
         fresh.explain("relevancy")
 

@@ -13,6 +13,7 @@ from test_relevancy import off
 import lvlm_probe as lp
 from lvlm_probe.errors import CaptureError, RecipeError, TargetError
 from lvlm_probe.recipes import relevancy
+from lvlm_probe.recipes.relevancy import recipe
 
 
 @pytest.fixture
@@ -31,13 +32,13 @@ def test_targets_that_share_a_sweep(case: lp.Case, budget: int) -> None:
 def test_the_budget_bounds_what_is_kept(case: lp.Case, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted by the number of targets that each sweep serves."""
     served: list[int] = []
-    run = relevancy._run
+    run = recipe.sweep
 
     def counted(pushes: list) -> None:
         served.append(len(pushes))
         run(pushes)
 
-    monkeypatch.setattr(relevancy, "_run", counted)
+    monkeypatch.setattr(recipe, "sweep", counted)
     sites = case.probe.sites
     language, vision = case.inputs["input_ids"].shape[1], 17
     one = 4 * (32 * language * len(sites.language) + 24 * vision * len(sites.vision))
