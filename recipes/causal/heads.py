@@ -1,0 +1,237 @@
+"""The search over heads: a graph each, what it says explains the token, and what the heads agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lvlm_probe.attention import AttentionCall
+from lvlm_probe.attribution import Attribution
+from lvlm_probe.errors import CaptureError, RecipeError
+from lvlm_probe.recipe import Context
+from lvlm_probe.recipes.causal.explanation import radii
+from lvlm_probe.recipes.causal.graph import CausalGraph
+from lvlm_probe.recipes.causal.independence import PartialCorrelation, correlation
+from lvlm_probe.recipes.causal.learn import learn
+from lvlm_probe.recipes.causal.nodes import NodeChoice
+
+__all__ = ["HeadSearch", "Settings", "TokenSearch", "gather", "learn_heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How graphs are learned; see :func:`~lvlm_probe.recipes.causal.learn_graph`.
+
+    Attributes:
+        alpha: Two tokens are independent where the p-value exceeds it.
+        num_samples: Degrees of freedom; the head's width if None.
+        ordered: Ordered-ICD, else ICD.
+        stable: The same graph whatever the order of nodes.
+        max_conditioning: The largest set to condition on; no bound if None.
+        workers: Processes that learn graphs side by side; 1 for none beside this one.
+    """
+
+    alpha: float = 0.01
+    num_samples: int | None = None
+    ordered: bool = True
+    stable: bool = True
+    max_conditioning: int | None = None
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSearch:
+    """One head's graph and what explains the token by it.
+
+    Attributes:
+        layer: Of the language model.
+        head: Within the layer.
+        position: Where the explained token is predicted: the node that is explained.
+        importance: The share of its attention that the position pays to image tokens in this head; to any token
+            but itself where there is no image. A head that looks elsewhere has no say about the image.
+        graph: Over positions.
+        radii: How far each node of the explanation is from the explained one.
+    """
+
+    layer: int
+    head: int
+    position: int
+    importance: float
+    graph: CausalGraph
+    radii: dict[int, int] = field(default_factory=dict[int, int])
+
+    def explanation(self, radius: int | None = None) -> list[int]:
+        """Positions up to that many steps away, ascending."""
+        return sorted(p for p, r in self.radii.items() if radius is None or r <= radius)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {
+            "layer": self.layer,
+            "head": self.head,
+            "importance": self.importance,
+            "nodes": list(self.graph.labels),
+            "edges": [
+                [a, b, at_a, at_b] for (a, b), (at_a, at_b) in sorted(self.graph.edges().items())
+            ],
+            "radii": {str(p): r for p, r in sorted(self.radii.items())},
+            "tests": {str(order): count for order, count in self.graph.tests.items()},
+            "bounded": self.graph.bounded,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSearch:
+    """The search for what caused one answer token, over heads.
+
+    Attributes:
+        context: Of the sequence.
+        heads: By layer, then head.
+    """
+
+    context: Context
+    heads: tuple[HeadSearch, ...]
+
+    def best(self, count: int = 1) -> list[HeadSearch]:
+        """The most important heads, the first foremost."""
+        return sorted(self.heads, key=lambda found: -found.importance)[:count]
+
+    def consensus(self, radius: int | None = None) -> Float[Tensor, " N"]:
+        """How strongly the heads agree that a position explains the token.
+
+        Each head gives its importance to the nodes of its explanation, divided by how many steps away they are.
+
+        Args:
+            radius: Steps that count, at most; all by default.
+
+        Returns:
+            From 0 to 1, where every head of full importance has the position next to the explained one.
+        """
+        scores = torch.zeros(self.context.layout.length)
+        for found in self.heads:
+            for position, steps in found.radii.items():
+                if radius is None or steps <= radius:
+                    scores[position] += found.importance / steps
+        total = sum(found.importance for found in self.heads)
+        return scores / total if total else scores
+
+    def attribution(self, radius: int | None = None) -> Attribution:
+        """The consensus as scores of tokens and patches; the heads' graphs stand in its ``meta``."""
+        context = self.context
+        return Attribution(
+            recipe="causal",
+            target=context.target,
+            tokens=self.consensus(radius),
+            layout=context.layout,
+            words=context.words,
+            images=context.images,
+            meta={**context.meta, "heads": [found.to_json() for found in self.heads]},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """One head's nodes, before its graph is learned."""
+
+    layer: int
+    head: int
+    importance: float
+    positions: tuple[int, ...]
+    correlations: Float[NDArray[np.float64], "n n"]
+    num_samples: int
+
+
+def gather(
+    call: AttentionCall,
+    context: Context,
+    choice: NodeChoice,
+    heads: Sequence[int] | None,
+    num_samples: int | None,
+) -> list[Gathered]:
+    """Choose each head's nodes, and correlate them.
+
+    Only the rows of nodes are rebuilt; the attention of the others is never needed.
+
+    Args:
+        call: A layer's.
+        context: Of the sequence.
+        choice: Of nodes.
+        heads: All by default.
+        num_samples: Degrees of freedom; the head's width if None.
+
+    Raises:
+        RecipeError: If a head is out of range.
+    """
+    chosen = range(call.heads) if heads is None else heads
+    if any(not 0 <= head < call.heads for head in chosen):
+        raise RecipeError(
+            f"heads {list(chosen)} are out of range: {call.site} has {call.heads}, from 0"
+        )
+    position = context.position
+    device = call.query.device
+    rows = call.weights(torch.tensor([position], device=device))[:, 0].cpu()
+    on = context.layout.image_positions or [p for p in range(call.keys) if p != position]
+    found: list[Gathered] = []
+    for head in chosen:
+        nodes = choice.of(rows[head], context.layout, context.words, position)
+        attention = call.weights(torch.tensor(nodes, device=device), torch.tensor([head]))[0]
+        found.append(
+            Gathered(
+                layer=call.layer,
+                head=head,
+                importance=float(rows[head, on].sum()),
+                positions=tuple(nodes),
+                correlations=correlation(attention),
+                num_samples=call.query.shape[-1] if num_samples is None else num_samples,
+            )
+        )
+    return found
+
+
+def learn_heads(context: Context, gathered: Sequence[Gathered], settings: Settings) -> TokenSearch:
+    """Learn every head's graph.
+
+    Args:
+        context: Of the sequence.
+        gathered: Heads with their nodes.
+        settings: Of the learner.
+
+    Raises:
+        CaptureError: If there is no head.
+    """
+    if not gathered:
+        raise CaptureError("no attention of the language model came: the stream ended too early")
+    graphs: list[CausalGraph] = []
+    if settings.workers > 1 and len(gathered) > 1:
+        # A fresh process each: one that was forked from a process with torch's threads may hang.
+        with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
+            graphs = list(pool.map(_learn, gathered, [settings] * len(gathered)))
+    else:
+        graphs = [_learn(head, settings) for head in gathered]
+    searches = [
+        HeadSearch(
+            head.layer,
+            head.head,
+            context.position,
+            head.importance,
+            graph,
+            radii(graph, context.position),
+        )
+        for head, graph in zip(gathered, graphs, strict=True)
+    ]
+    return TokenSearch(context, tuple(sorted(searches, key=lambda s: (s.layer, s.head))))
+
+
+def _learn(head: Gathered, settings: Settings) -> CausalGraph:
+    graph = CausalGraph(head.positions, ordered=settings.ordered, stable=settings.stable)
+    test = PartialCorrelation(head.correlations, head.num_samples)
+    return learn(test, graph, settings.alpha, max_conditioning=settings.max_conditioning)
