@@ -7,7 +7,7 @@ another package adds a family the way this one does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -40,11 +40,14 @@ class TowerPaths:
         layers: Dotted path of the list of layers.
         attention: Path, within a layer, of the module whose forward calls the attention function.
         mlp: Path, within a layer, of the feed-forward module.
+        cross_attention: The same as ``attention`` for the module that attends to another tower's tokens, in the
+            layers that have one; those may do without ``attention``.
     """
 
     layers: str
     attention: str = "self_attn"
     mlp: str = "mlp"
+    cross_attention: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +76,25 @@ class Adapter:
     Attributes:
         family: Its name in messages and traces.
         model_types: Values of ``config.model_type`` that it serves.
-        language: The language model's paths.
+        language: The language model's paths, or a function of the model's configuration that gives them.
         layout: Says which positions show which part of which image.
         vision: The vision encoder's paths; None where there is none to watch.
         vision_depth: How many of the vision encoder's layers feed the projector.
         projector: Path of the module between the two.
+        resampler: Paths of a projector that attends to the vision encoder's output, such as a Q-Former; its calls
+            go by the tower ``"projector"``.
+        places_images: Whether the processor puts the images' tokens before the prompt by itself.
     """
 
     family: str
     model_types: tuple[str, ...]
-    language: TowerPaths
+    language: TowerPaths | Callable[[Any], TowerPaths]
     layout: Callable[[SourceSequence], TokenLayout]
     vision: TowerPaths | None = None
     vision_depth: Callable[[Any], int] | None = None
     projector: str | None = None
+    resampler: TowerPaths | None = None
+    places_images: bool = False
 
     def bind(self, model: nn.Module) -> Sites:
         """The paths written out for one model, each found to exist.
@@ -101,7 +109,11 @@ class Adapter:
                 vision = vision[: self.vision_depth(model.config)]
         if self.projector is not None:
             self._module(model, self.projector)
-        return Sites(self._layers(model, self.language), vision, self.projector)
+        resampler = () if self.resampler is None else self._layers(model, self.resampler)
+        language = (
+            self.language if isinstance(self.language, TowerPaths) else self.language(model.config)
+        )
+        return Sites(self._layers(model, language), vision, self.projector, resampler)
 
     def _layers(self, model: nn.Module, paths: TowerPaths) -> tuple[LayerSite, ...]:
         layers = self._module(model, paths.layers)
@@ -113,10 +125,20 @@ class Adapter:
         found: list[LayerSite] = []
         for number in range(len(layers)):
             layer = f"{paths.layers}.{number}"
-            site = LayerSite(layer, f"{layer}.{paths.attention}", f"{layer}.{paths.mlp}")
-            self._module(model, site.attention)
-            self._module(model, site.mlp)
-            found.append(site)
+            mlp = f"{layer}.{paths.mlp}"
+            self._module(model, mlp)
+            attention, cross = f"{layer}.{paths.attention}", f"{layer}.{paths.cross_attention}"
+            crosses = paths.cross_attention is not None and _has(model, cross)
+            if not crosses:
+                self._module(model, attention)
+            found.append(
+                LayerSite(
+                    layer,
+                    attention if _has(model, attention) else None,
+                    mlp,
+                    cross if crosses else None,
+                )
+            )
         return tuple(found)
 
     def _module(self, model: nn.Module, path: str) -> nn.Module:
@@ -129,13 +151,22 @@ class Adapter:
             ) from error
 
 
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class LayerSite:
-    """Dotted paths, from the model's root, of a layer and of two modules in it."""
+    """Dotted paths, from the model's root, of a layer and of modules in it; it attends to itself, or across, or both."""
 
     layer: str
-    attention: str
+    attention: str | None
     mlp: str
+    cross_attention: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +177,27 @@ class Sites:
         language: One a layer.
         vision: One for each layer that feeds the projector.
         projector: Path of the projector.
+        resampler: One for each layer of a projector that attends.
     """
 
     language: tuple[LayerSite, ...]
     vision: tuple[LayerSite, ...]
     projector: str | None
+    resampler: tuple[LayerSite, ...] = ()
+
+    def towers(self, names: Sequence[str], *, images: bool) -> dict[str, tuple[LayerSite, ...]]:
+        """The layers of those towers that the model has, in the order of the forward pass.
+
+        Args:
+            names: Any of ``"vision"``, ``"projector"`` and ``"language"``.
+            images: Whether any image is shown; without one the first two do not run.
+        """
+        known = {"vision": self.vision, "projector": self.resampler, "language": self.language}
+        return {
+            name: layers
+            for name, layers in known.items()
+            if name in names and layers and (images or name == "language")
+        }
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvlm_probe.errors import CaptureError, TraceError
 
-__all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask"]
+__all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask", "site_name"]
 
 BLOCK = 128  # query rows worked on at once
 _BLOCK_SCORES = 2**20  # scores worked on at once, roughly: what a processor's caches hold
@@ -33,6 +33,8 @@ class AttentionMask:
         window: With ``causal``, a query sees this many keys, itself included.
         prefix: With ``causal``, the first ``prefix`` keys are seen by every one of the first ``prefix`` queries.
         segments: Lengths of sequences laid end to end; a query sees its own segment only.
+        key_segments: Lengths of the segments along the keys, where those are other tokens than the queries; the same
+            lengths as along the queries if empty.
         start: Keys before this one are padding.
         stop: Keys from this one on are padding.
         dense: Added to the scores as it stands, one for all heads or one a head; set only where nothing
@@ -43,6 +45,7 @@ class AttentionMask:
     window: int | None = None
     prefix: int = 0
     segments: tuple[int, ...] = ()
+    key_segments: tuple[int, ...] = ()
     start: int = 0
     stop: int | None = None
     dense: Float[Tensor, "_ N M"] | None = None
@@ -60,9 +63,10 @@ class AttentionMask:
                 seen = seen | ((k < self.prefix) & (q < self.prefix))
             rules.append(seen)
         if self.segments:
-            ends = torch.tensor(self.segments, device=queries.device).cumsum(0)
+            own = torch.tensor(self.segments, device=queries.device).cumsum(0)
+            others = torch.tensor(self._along_keys, device=queries.device).cumsum(0)
             rules.append(
-                torch.bucketize(q, ends, right=True) == torch.bucketize(k, ends, right=True)
+                torch.bucketize(q, own, right=True) == torch.bucketize(k, others, right=True)
             )
         if self.start:
             rules.append(k >= self.start)
@@ -84,14 +88,11 @@ class AttentionMask:
             high = min(high, max(last + 1, self.prefix if first < self.prefix else 0))
             if self.window is not None and not self.prefix:
                 low = max(low, first - self.window + 1)
-        if self.segments:
-            begin = 0
-            for length in self.segments:
-                if begin <= first < begin + length:
-                    low = max(low, begin)
-                if begin <= last < begin + length:
-                    high = min(high, begin + length)
-                begin += length
+        for begin, end, low_key, high_key in self._segments():
+            if begin <= first < end:
+                low = max(low, low_key)
+            if begin <= last < end:
+                high = min(high, high_key)
         low = min(low, keys - 1)  # a run of one, hidden, key where nothing is seen
         return slice(low, max(high, low + 1))
 
@@ -104,13 +105,22 @@ class AttentionMask:
             high = min(high, first + 1)
             if self.window is not None:
                 low = max(low, last - self.window + 1)
-        begin = 0
-        for length in self.segments:
-            if begin <= first < begin + length:
-                low = max(low, begin)
-                high = min(high, begin + length) if last < begin + length else low
-            begin += length
+        for begin, end, low_key, high_key in self._segments():
+            if begin <= first < end:
+                low = max(low, low_key)
+                high = min(high, high_key) if last < end else low
         return slice(low, max(low, high))
+
+    @property
+    def _along_keys(self) -> tuple[int, ...]:
+        return self.key_segments or self.segments
+
+    def _segments(self) -> Iterator[tuple[int, int, int, int]]:
+        """First query and one past the last of each segment, then the same of its keys."""
+        query = key = 0
+        for queries, keys in zip(self.segments, self._along_keys, strict=True):
+            yield query, query + queries, key, key + keys
+            query, key = query + queries, key + keys
 
     def to_json(self) -> dict[str, Any]:
         """As plain numbers, without ``dense``, of which only the presence is told."""
@@ -119,6 +129,7 @@ class AttentionMask:
             "window": self.window,
             "prefix": self.prefix,
             "segments": list(self.segments),
+            "key_segments": list(self.key_segments),
             "start": self.start,
             "stop": self.stop,
             "dense": self.dense is not None,
@@ -132,6 +143,7 @@ class AttentionMask:
             window=data["window"],
             prefix=data["prefix"],
             segments=tuple(data["segments"]),
+            key_segments=tuple(data.get("key_segments", ())),
             start=data["start"],
             stop=data["stop"],
             dense=dense,
@@ -191,6 +203,11 @@ def _guesses(allowed: Bool[Tensor, "N M"]) -> Iterator[AttentionMask]:
     yield replace(padded, causal=True, window=window, prefix=prefix if prefix > 1 else 0)
 
 
+def site_name(tower: str, layer: int, *, cross: bool = False) -> str:
+    """``{tower}.layers.{i}.attention``, or ``….cross_attention``."""
+    return f"{tower}.layers.{layer}.{'cross_attention' if cross else 'attention'}"
+
+
 @dataclass(frozen=True)
 class AttentionCall:
     """What entered and left one attention function.
@@ -206,6 +223,7 @@ class AttentionCall:
         softcap: Scores go through ``softcap · tanh(score / softcap)`` before the mask, where set.
         output_grad: Gradient of the target with respect to the output per head, before the output
             projection; None where no backward pass was made.
+        cross: Whether the keys are other tokens than the queries: those of the context that is attended to.
     """
 
     tower: str
@@ -217,6 +235,7 @@ class AttentionCall:
     mask: AttentionMask
     softcap: float | None = None
     output_grad: Float[Tensor, "H N e"] | None = None
+    cross: bool = False
 
     def __post_init__(self) -> None:
         heads, groups = self.query.shape[0], self.key.shape[0]
@@ -228,8 +247,8 @@ class AttentionCall:
 
     @property
     def site(self) -> str:
-        """``{tower}.layers.{i}.attention``."""
-        return f"{self.tower}.layers.{self.layer}.attention"
+        """``{tower}.layers.{i}.attention``, or ``….cross_attention``."""
+        return site_name(self.tower, self.layer, cross=self.cross)
 
     @property
     def heads(self) -> int:

@@ -119,6 +119,12 @@ class Attribution:
             tokens = self.layers[layer]
             patches = None if self.layer_patches is None else self.layer_patches[layer]
         scores, grids = (tokens, span.tokens) if patches is None else (patches, span.patches)
+        if not grids:
+            raise LayoutError(
+                f"the visual tokens of image {index} are queries, each of which saw the whole image: recipe "
+                f"{self.recipe!r} scored these, not patches; let it go on into the vision encoder (vision=True), where "
+                "it can"
+            )
         return [(grid, scores[grid.positions].view(grid.rows, grid.columns)) for grid in grids]
 
     def plot(self, image: int = 0) -> Figure:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import LayerSite, Sites
-from lvlm_probe.attention import AttentionCall, AttentionMask, describe_mask
+from lvlm_probe.attention import AttentionCall, AttentionMask, describe_mask, site_name
 from lvlm_probe.checkpointing import checkpointed
 from lvlm_probe.errors import CaptureError
 from lvlm_probe.hooks import Tap, observed, untouched
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.target import Target
 
-__all__ = ["TOWERS", "Capture", "Sink", "stream"]
+__all__ = ["TOWERS", "Capture", "Sink", "attention_sites", "stream"]
 
 TOWERS = ("vision", "projector", "language")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -36,7 +36,8 @@ class Capture:
     """What a trace holds.
 
     Attributes:
-        towers: Whose layers; any of ``"vision"`` and ``"language"``.
+        towers: Whose layers; any of ``"vision"``, ``"projector"`` (one that attends, such as a Q-Former) and
+            ``"language"``.
         attention: Factors of each attention call: query, key, value.
         targets: Answer tokens whose gradients to keep, one backward pass each: ``"answer"`` for the margin of
             every token, or indices and :class:`Target` objects; empty for none.
@@ -53,7 +54,7 @@ class Capture:
         CaptureError: If a tower or type is unknown, or gradients are wanted without their factors.
     """
 
-    towers: tuple[str, ...] = ("vision", "language")
+    towers: tuple[str, ...] = TOWERS
     attention: bool = True
     targets: Literal["answer"] | tuple[int | Target, ...] = "answer"
     attention_output: bool = False
@@ -65,10 +66,10 @@ class Capture:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        unknown = [tower for tower in self.towers if tower not in ("vision", "language")]
+        unknown = [tower for tower in self.towers if tower not in TOWERS]
         if unknown:
             raise CaptureError(
-                f"unknown tower {', '.join(map(repr, unknown))}: choose 'vision', 'language' or both "
+                f"unknown tower {', '.join(map(repr, unknown))}: choose among {', '.join(map(repr, TOWERS))} "
                 "(the projector's output has its own switch, projector=True)"
             )
         if self.dtype is not None and self.dtype not in DTYPES:
@@ -153,6 +154,17 @@ def stream(
         return observed(model, run.taps(), run)
 
 
+def attention_sites(towers: Mapping[str, Sequence[LayerSite]]) -> list[str]:
+    """Names of every attention call of these layers, in the order of the forward pass."""
+    return [
+        site_name(tower, number, cross=cross)
+        for tower, layers in towers.items()
+        for number, site in enumerate(layers)
+        for cross, path in ((False, site.attention), (True, site.cross_attention))
+        if path is not None
+    ]
+
+
 class _Run:
     """State of one stream."""
 
@@ -173,20 +185,19 @@ class _Run:
         self.model, self.sites, self.layout, self.inputs = model, sites, layout, inputs
         self.want, self.targets, self.sink = want, targets, sink
         self.progress = progress or _no_progress
-        self.towers: dict[str, tuple[LayerSite, ...]] = {}
-        if "vision" in want.towers and sites.vision and layout.images:
-            self.towers["vision"] = sites.vision
-        if "language" in want.towers:
-            self.towers["language"] = sites.language
-        self.start: Tensor | None = None  # where the backward passes end
+        self.towers: dict[str, tuple[LayerSite, ...]] = sites.towers(
+            want.towers, images=bool(layout.images)
+        )
+        self.starts: list[Tensor] = []  # where the backward passes end
         self.target: Target | None = None
         self.reached: set[str] = set()
         self.fired: set[str] = set()
         self.masks: dict[int, tuple[Tensor, AttentionMask]] = {}
 
     def layers(self) -> list[nn.Module]:
-        """Every layer whose attention is watched."""
-        return [self.model.get_submodule(s.layer) for sites in self.towers.values() for s in sites]
+        """Every layer that may be computed again: what enters it requires a gradient."""
+        towers = [sites for tower, sites in self.towers.items() if tower != "projector"]
+        return [self.model.get_submodule(site.layer) for sites in towers for site in sites]
 
     def taps(self) -> list[Tap]:
         taps: list[Tap] = []
@@ -194,9 +205,10 @@ class _Run:
             for number, site in enumerate(layers):
                 name = f"{tower}.layers.{number}"
                 if self.want.attention or self.want.attention_output:
-                    taps.append(
-                        Tap(site.attention, self._on_attention(tower, number), attention=True)
-                    )
+                    for cross, path in ((False, site.attention), (True, site.cross_attention)):
+                        if path is not None:
+                            seen = self._on_attention(tower, number, cross=cross)
+                            taps.append(Tap(path, seen, attention=True))
                 if self.want.mlp:
                     taps.append(Tap(site.mlp, self._on_output(f"{name}.mlp.output")))
                 if self.want.residual:
@@ -210,8 +222,9 @@ class _Run:
 
     def __call__(self) -> dict[str, float]:
         if self.targets and "vision" in self.towers:
-            self.start = self.inputs["pixel_values"].detach().clone().requires_grad_()
-            self.inputs["pixel_values"] = self.start
+            pixels = self.inputs["pixel_values"].detach().clone().requires_grad_()
+            self.starts.append(pixels)
+            self.inputs["pixel_values"] = pixels
         logits = self._forward()
         self._check_reached()
         if self.want.logits:
@@ -239,8 +252,7 @@ class _Run:
         answer = self.inputs["input_ids"][0, self.layout.answer_start :]
         scalar = target.total(logits, answer, self.lookup)
         self.target, self.fired = target, set()
-        start = self.start
-        if start is None or not scalar.requires_grad:
+        if not self.starts or not scalar.requires_grad:
             raise CaptureError(
                 f"the logits of target {target.name!r} do not depend on the model's input through any watched "
                 "module: the adapter's paths lead past this model's computation"
@@ -248,9 +260,10 @@ class _Run:
         try:
             if self.recomputed:
                 scalar.backward(retain_graph=not last)
-                start.grad = None
+                for start in self.starts:
+                    start.grad = None
             else:
-                torch.autograd.grad(scalar, start, retain_graph=not last)
+                torch.autograd.grad(scalar, self.starts, retain_graph=not last)
         except RuntimeError as error:
             if "One of the differentiated Tensors" in str(error):
                 raise CaptureError(
@@ -265,15 +278,10 @@ class _Run:
     def _check_reached(self) -> None:
         if not (self.want.attention or self.want.attention_output):
             return
-        missing = [
-            f"{tower}.layers.{number}"
-            for tower, layers in self.towers.items()
-            for number in range(len(layers))
-            if f"{tower}.layers.{number}.attention" not in self.reached
-        ]
+        missing = [name for name in attention_sites(self.towers) if name not in self.reached]
         if missing:
             raise CaptureError(
-                f"the forward pass never reached the attention of {', '.join(missing[:6])}"
+                f"the forward pass never reached {', '.join(missing[:6])}"
                 f"{' …' if len(missing) > 6 else ''}: mend the paths of the adapter"
             )
 
@@ -287,7 +295,7 @@ class _Run:
 
     def _on_language_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        self.start = hidden if hidden.requires_grad else hidden.requires_grad_()
+        self.starts.append(hidden if hidden.requires_grad else hidden.requires_grad_())
 
     def _on_output(self, name: str) -> Callable[..., None]:
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -306,15 +314,18 @@ class _Run:
 
         return observe
 
-    def _on_attention(self, tower: str, layer: int) -> Callable[..., None]:
+    def _on_attention(self, tower: str, layer: int, *, cross: bool) -> Callable[..., None]:
         def observe(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             found = output[0] if isinstance(output, tuple) else output
-            call = self._read(tower, layer, args, kwargs)
+            call = self._read(tower, layer, args, kwargs, cross=cross)
             if self.target is None:  # else a layer is computed again, in a backward pass
                 self.reached.add(call.site)
                 self.sink.call(call, _packed(found.detach().transpose(1, 2)))
             # A layer that will be computed again computes without a graph the first time.
-            if self.targets and self.want.attention and found.requires_grad:
+            if self.targets and self.want.attention and torch.is_grad_enabled():
+                if not found.requires_grad:
+                    # It depends on no input: learnt queries among themselves, say.
+                    self.starts.append(found.requires_grad_())
                 found.register_hook(partial(self._on_gradient, call))
 
         return observe
@@ -325,7 +336,13 @@ class _Run:
         self.sink.gradient(call.with_gradient(_packed(grad.detach().transpose(1, 2))), self.target)
 
     def _read(
-        self, tower: str, layer: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        tower: str,
+        layer: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        cross: bool,
     ) -> AttentionCall:
         """The call's factors; items of a batch are laid end to end, each a segment of its own.
 
@@ -335,7 +352,7 @@ class _Run:
         names = ("module", "query", "key", "value", "attention_mask")
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         module, query, key, value = (given[name] for name in names[:4])
-        site = f"{tower}.layers.{layer}.attention"
+        site = site_name(tower, layer, cross=cross)
         for extra in ("s_aux", "position_bias", "head_mask"):
             if given.get(extra) is not None:
                 raise CaptureError(
@@ -344,7 +361,7 @@ class _Run:
                 )
         batch, _, queries, width = query.shape
         keys = key.shape[2]
-        mask = self._mask(site, module, given, batch, queries, keys)
+        mask = self._mask(site, module, given, batch, queries, keys, cross=cross)
         scale = given.get("scaling")
         return AttentionCall(
             tower=tower,
@@ -355,6 +372,7 @@ class _Run:
             scale=float(width**-0.5 if scale is None else scale),
             mask=mask,
             softcap=given.get("softcap"),
+            cross=cross,
         )
 
     def _mask(
@@ -365,9 +383,12 @@ class _Run:
         batch: int,
         queries: int,
         keys: int,
+        *,
+        cross: bool,
     ) -> AttentionMask:
         mask = given.get("attention_mask")
         segments = (queries,) * batch if batch > 1 else ()
+        key_segments = (keys,) * batch if batch > 1 and keys != queries else ()
         if mask is None:
             causal = given.get("is_causal")
             causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -376,7 +397,9 @@ class _Run:
                 getattr(getattr(module, "config", None), "_attn_implementation", None) == "eager"
             )
             return AttentionMask(
-                causal=bool(causal) and queries > 1 and not eager, segments=segments
+                causal=bool(causal) and queries > 1 and not eager and not cross,
+                segments=segments,
+                key_segments=key_segments,
             )
         if batch > 1:
             raise CaptureError(

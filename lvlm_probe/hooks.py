@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,7 +133,11 @@ def _wrapped(model: nn.Module) -> Generator[Any]:
 
     before = {module: _controller(module) for module in model.modules()}
     try:
-        yield Envoy(model)
+        with warnings.catch_warnings():
+            # It renames submodules called as its own attributes are; `_descend` knows.
+            warnings.filterwarnings("ignore", "Module .* has a submodule named")
+            envoy = Envoy(model)
+        yield envoy
     finally:
         for module, entries in before.items():
             for name in ("__nnsight__", "forward"):
@@ -178,7 +183,11 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
 def _descend(envoy: Any, path: str) -> Any:
     for name in path.split(".") if path else []:
         try:
-            envoy = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
+            wanted = envoy._module.get_submodule(name)
+            child = envoy[int(name)] if name.isdigit() else getattr(envoy, name)
+            # A submodule called "output", say, is nnsight's "E_output".
+            same = getattr(child, "_module", None) is wanted
+            envoy = child if same else getattr(envoy, f"E_{name}")
         except (AttributeError, IndexError) as error:
             raise CaptureError(
                 f"the model has no module {path!r} (nothing called {name!r} under {envoy.path!r}): "

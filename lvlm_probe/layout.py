@@ -143,11 +143,12 @@ class ImageSpan:
         size: Y, X of the original image, in pixels.
         start: First position of its visual tokens along N.
         stop: One past the last, separators included.
-        tokens: Where its visual tokens lie on the image; several grids where it was cut into tiles.
+        tokens: Where its visual tokens lie on the image; several grids where it was cut into tiles; none where each
+            is a query that saw all patches, as a Q-Former's do.
         patches: The same for the positions of the vision encoder (P); empty where there is none.
 
     Raises:
-        LayoutError: If a grid leaves the span, or there is none.
+        LayoutError: If a grid leaves the span, or there is none, not of patches either.
     """
 
     size: tuple[int, int]
@@ -157,8 +158,10 @@ class ImageSpan:
     patches: tuple[PatchGrid, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.tokens:
-            raise LayoutError("an image has no grid of visual tokens: give at least one")
+        if not self.tokens and not self.patches:
+            raise LayoutError(
+                "an image has no grid of visual tokens nor of patches: give at least one"
+            )
         for grid in self.tokens:
             if grid.start < self.start or grid.stop > self.stop:
                 raise LayoutError(
@@ -168,12 +171,15 @@ class ImageSpan:
 
     @property
     def positions(self) -> list[int]:
-        """Every position along N that shows a part of the image."""
+        """Every position along N that shows a part of the image, or is a query to it."""
+        if not self.tokens:
+            return list(range(self.start, self.stop))
         return [position for grid in self.tokens for position in grid.positions]
 
     def seen(self) -> Bool[Tensor, "Y X"]:
         """Which pixels of the original image some visual token shows; the others were cropped away."""
-        shown = [g.on_pixels(torch.ones(g.rows, g.columns), self.size) for g in self.tokens]
+        grids = self.tokens or self.patches
+        shown = [g.on_pixels(torch.ones(g.rows, g.columns), self.size) for g in grids]
         return torch.stack(shown).sum(0) > 0
 
     def spread(self, scores: Float[Tensor, "*K N"], width: int) -> Float[Tensor, "*K P"]:
@@ -284,6 +290,11 @@ class TokenLayout:
                 raise LayoutError(
                     f"image {number} names patches beyond the vision encoder's {self.patch_count} positions"
                 )
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether visual tokens are queries that saw a whole image each, so that none shows a part."""
+        return any(not span.tokens for span in self.images)
 
     @property
     def answer_positions(self) -> range:

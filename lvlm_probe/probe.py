@@ -183,7 +183,8 @@ class Probe:
         return Case(self, placed, answer_start, pictures, prompt="", text="")
 
     def _render(self, prompt: str, images: int) -> str:
-        place = getattr(self.processor, "image_token", None)
+        token = getattr(self.processor, "image_token", None)
+        place = None if token is None else str(token)  # some processors keep more than its text
         if not (prompt.replace(place, "") if place else prompt).strip():
             raise PromptError(f"the prompt {prompt!r} has no text: ask a question about the image")
         if place and place in prompt:
@@ -192,6 +193,8 @@ class Probe:
                     f"the prompt has {prompt.count(place)} places {place!r} for {images} image(s): "
                     "write one for each, or none"
                 )
+            return prompt
+        if self.adapter.places_images and not getattr(self.processor, "chat_template", None):
             return prompt
         if not getattr(self.processor, "chat_template", None):
             raise PromptError(

@@ -47,6 +47,7 @@ class Context:
         words: Text of each position.
         target: What is explained, counted from the answer's start.
         depth: Layers that will be fed, by tower; a tower that was not captured is absent.
+        sites: Names of the attention calls that will be fed, in the order of the forward pass.
         images: The pictures that were asked about.
         meta: Provenance, for the attribution's ``meta``.
     """
@@ -55,6 +56,7 @@ class Context:
     words: tuple[str, ...]
     target: Target
     depth: Mapping[str, int]
+    sites: tuple[str, ...]
     images: tuple[Image.Image, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
 

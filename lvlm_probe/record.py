@@ -86,6 +86,7 @@ class _Recorder:
     def call(self, call: AttentionCall, output: Tensor) -> None:
         self.sites[call.site] = {
             "heads": call.heads,
+            "order": len(self.sites),
             "mask": call.mask.to_json(),
             "scale": call.scale,
             "softcap": call.softcap,
@@ -115,10 +116,9 @@ def _document(
 ) -> dict[str, Any]:
     ids = case.inputs["input_ids"][0]
     depth: dict[str, int] = {}
-    if capture.attention:
-        for site in recorder.sites:
-            tower = site.split(".", 1)[0]
-            depth[tower] = depth.get(tower, 0) + 1
+    for site in recorder.sites if capture.attention else ():
+        tower, _, layer, _ = site.split(".")
+        depth[tower] = max(depth.get(tower, 0), int(layer) + 1)
     return {
         **case.probe.provenance,
         "prompt": case.prompt,

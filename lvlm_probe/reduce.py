@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
-from lvlm_probe.capture import Capture, stream
+from lvlm_probe.capture import TOWERS, Capture, attention_sites, stream
 from lvlm_probe.errors import RecipeError
 from lvlm_probe.recipe import Cached, Context, Reducer, Together, TraceRecipe, begin
 from lvlm_probe.target import Target
@@ -50,27 +50,27 @@ def reduce_live(
         RecipeError: If the recipe takes no such option, or needs a tower that the case does not have.
     """
     sites = case.probe.sites
-    depth = {"language": len(sites.language)}
-    if case.layout.images and sites.vision:
-        depth["vision"] = len(sites.vision)
+    towers = sites.towers(TOWERS, images=bool(case.layout.images))
+    depth = {tower: len(layers) for tower, layers in towers.items()}
     context = Context(
         layout=case.layout,
         words=case.words,
         target=targets[0],
         depth=depth,
+        sites=tuple(attention_sites(towers)),
         images=case.images,
         meta={"model": case.probe.provenance["model"], "options": dict(options)},
     )
     reducers = _begun(recipe, context, targets, options)
-    towers = next(iter(reducers.values())).towers
-    if missing := [tower for tower in towers if tower not in depth]:
+    wanted = next(iter(reducers.values())).towers
+    if missing := [tower for tower in wanted if tower not in depth]:
         raise RecipeError(
             f"recipe {recipe.name!r} needs the tower {', '.join(map(repr, missing))}, which this case does not "
             "have: leave it out through the recipe's options"
         )
     passes: Sequence[Target] = targets
     if not recipe.gradients:
-        feed, passes = _Forward(reducers, towers), ()
+        feed, passes = _Forward(reducers, wanted), ()
     elif _cached(reducers):
         feed, passes = _CachedRows(reducers, case.layout.answer_start), _steps(targets)
     else:
@@ -80,7 +80,7 @@ def reduce_live(
         sites,
         case.layout,
         case.inputs,
-        Capture(towers=towers, targets=(), logits=False),
+        Capture(towers=wanted, targets=(), logits=False),
         passes,
         feed,
         case.token_id,
@@ -111,14 +111,15 @@ def reduce_trace(
         words=trace.words,
         target=targets[0],
         depth={tower: int(depth) for tower, depth in trace.meta["depth"].items()},
+        sites=tuple(name for tower in TOWERS for name in trace.sites(tower)),
         images=trace.images,
         meta={"model": trace.meta["model"], "options": dict(options)},
     )
     reducers = _begun(recipe, context, targets, options)
     cached = _cached(reducers)
     for tower in next(iter(reducers.values())).towers:
-        for layer in reversed(range(trace.depth(tower))):
-            bare = trace.call(tower, layer)
+        for name in reversed(trace.sites(tower)):
+            bare = trace.site(name)
             if not recipe.gradients:
                 calls = [bare] * len(reducers)
             elif cached:

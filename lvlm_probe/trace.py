@@ -11,7 +11,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lvlm_probe.attention import AttentionCall, AttentionMask
+from lvlm_probe.attention import AttentionCall, AttentionMask, site_name
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import TraceError
 from lvlm_probe.layout import TokenLayout
@@ -99,13 +99,51 @@ class Trace:
         """Layers whose attention was recorded."""
         return int(self.meta["depth"].get(tower, 0))
 
-    def call(self, tower: str, layer: int, target: int | Target | None = None) -> AttentionCall:
+    def sites(self, tower: str) -> list[str]:
+        """Names of a tower's recorded attention calls, in the order of the forward pass."""
+        if self.depth(tower) == 0:  # outputs may have been recorded without factors
+            return []
+        facts = self.meta["sites"]
+        names = [name for name in facts if name.startswith(f"{tower}.")]
+        return sorted(names, key=lambda name: facts[name].get("order", int(name.split(".")[2])))
+
+    def site(self, name: str) -> AttentionCall:
+        """One attention call with its factors, by its name as in ``language.layers.3.attention``.
+
+        Raises:
+            TraceError: If it was not recorded.
+        """
+        if name not in self.meta["sites"]:
+            raise TraceError(
+                f"the trace has no attention call {name!r}: recorded are "
+                f"{', '.join(self.meta['sites']) or 'none'}"
+            )
+        facts = self.meta["sites"][name]
+        tower, _, layer, kind = name.split(".")
+        return AttentionCall(
+            tower=tower,
+            layer=int(layer),
+            query=self[f"{name}.query"],
+            key=self[f"{name}.key"],
+            value=self[f"{name}.value"],
+            scale=facts["scale"],
+            mask=AttentionMask.from_json(
+                facts["mask"], self[f"{name}.mask"] if facts["mask"]["dense"] else None
+            ),
+            softcap=facts["softcap"],
+            cross=kind == "cross_attention",
+        )
+
+    def call(
+        self, tower: str, layer: int, target: int | Target | None = None, *, cross: bool = False
+    ) -> AttentionCall:
         """One attention call with its factors.
 
         Args:
-            tower: ``"language"`` or ``"vision"``.
+            tower: ``"language"``, ``"vision"`` or ``"projector"``.
             layer: From 0; negative from the last.
             target: Whose gradient to attach; none by default.
+            cross: The layer's cross-attention.
 
         Raises:
             TraceError: If it was not recorded.
@@ -119,20 +157,7 @@ class Trace:
                     or "none"
                 )
             )
-        site = f"{tower}.layers.{layer % depth}.attention"
-        facts = self.meta["sites"][site]
-        call = AttentionCall(
-            tower=tower,
-            layer=layer % depth,
-            query=self[f"{site}.query"],
-            key=self[f"{site}.key"],
-            value=self[f"{site}.value"],
-            scale=facts["scale"],
-            mask=AttentionMask.from_json(
-                facts["mask"], self[f"{site}.mask"] if facts["mask"]["dense"] else None
-            ),
-            softcap=facts["softcap"],
-        )
+        call = self.site(site_name(tower, layer % depth, cross=cross))
         return call if target is None else call.with_gradient(self.gradient(call, target))
 
     def gradient(self, call: AttentionCall, target: int | Target) -> Float[Tensor, "H N e"]:
@@ -144,9 +169,10 @@ class Trace:
         return self[f"{call.site}.output_grad.{self._target(target).name}"]
 
     def calls(self, tower: str, target: int | Target | None = None) -> Iterator[AttentionCall]:
-        """Every call of a tower in the order of a backward pass, the last layer first."""
-        for layer in reversed(range(self.depth(tower))):
-            yield self.call(tower, layer, target)
+        """Every call of a tower in the order of a backward pass, the last one first."""
+        for name in reversed(self.sites(tower)):
+            call = self.site(name)
+            yield call if target is None else call.with_gradient(self.gradient(call, target))
 
     def attention(
         self, tower: str, layer: int = -1, queries: Positions = None, heads: Positions = None

@@ -301,7 +301,8 @@ class Rollout:
         Raises:
             RecipeError: If the encoder is asked for and was not captured.
         """
-        captured = "vision" in context.depth
+        # Rollout is defined along one stream of tokens: it stops where queries gather an image.
+        captured = "vision" in context.depth and not context.layout.has_queries
         if vision and not captured:
             raise RecipeError(
                 "rollout cannot go on into the vision encoder, whose attention was not captured: "

@@ -323,7 +323,7 @@ def test_a_grid_stays_in_its_span(start: int, stop: int, grid: PatchGrid) -> Non
 
 
 def test_an_image_has_tokens() -> None:
-    with pytest.raises(LayoutError, match="no grid of visual tokens: give at least one"):
+    with pytest.raises(LayoutError, match="no grid of visual tokens nor of patches: give"):
         ImageSpan((8, 8), 0, 4, ())
 
 

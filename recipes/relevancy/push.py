@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lvlm_probe.attention import AttentionBlock, AttentionCall
 
-__all__ = ["Push", "sweep"]
+__all__ = ["Push", "pull", "sweep"]
 
 
 @dataclass(slots=True)
@@ -64,3 +64,18 @@ def sweep(pushes: Sequence[Push]) -> None:
         weights = block.weights()
         for push in pushes:
             push.take(block, weights)
+
+
+def pull(columns: Float[Tensor, "M K"], call: AttentionCall) -> Float[Tensor, "N K"]:
+    """``Ā c``: the other side's product, columns from the keys to the queries.
+
+    Args:
+        columns: One value a key, in each of K columns.
+        call: With its gradient.
+    """
+    columns = columns.to(call.query.device)
+    pulled = columns.new_zeros(call.queries, columns.shape[1])
+    for block in call.blocks():
+        positive = block.gradients().clamp_(min=0).mul_(block.weights())
+        pulled[block.rows] += positive.sum(dim=0) @ columns[block.keys] / call.heads
+    return pulled

@@ -13,6 +13,7 @@ from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError
 from lvlm_probe.recipe import Context, Reducer
+from lvlm_probe.recipes.relevancy.crossing import across, through_normalized
 from lvlm_probe.recipes.relevancy.push import Push, sweep
 
 __all__ = ["RELEVANCY", "Relevancy"]
@@ -36,15 +37,19 @@ class _Relevancy:
     def __init__(self, context: Context, options: _Options) -> None:
         self.context, self.options = context, options
         depth = context.depth["language"]
-        self.towers = ("language", "vision") if options.vision else ("language",)
+        further = ("projector", "vision") if options.vision else ()
+        self.towers = ("language", *(tower for tower in further if tower in context.depth))
         self.tokens = torch.zeros(depth if options.layers else 1, context.layout.length)
         self.heads: list[Tensor] = []  # gained from each head, last layer first
         self.patches: Tensor | None = None
         self.expected = [
-            (tower, layer)
+            site
             for tower in self.towers
-            for layer in reversed(range(context.depth[tower]))
+            for site in reversed(context.sites)
+            if site.startswith(f"{tower}.")
         ]
+        self.crossing = _crossing(self.expected)
+        self.kept: dict[str, list[AttentionCall]] = {tower: [] for tower in self.crossing}
 
     @property
     def cached(self) -> bool:
@@ -68,7 +73,12 @@ class _Relevancy:
         Raises:
             CaptureError: If it is not the layer whose turn it is.
         """
-        if not self.expected or self.expected.pop(0) != (call.tower, call.layer):
+        if call.tower in self.crossing and call.site in self.expected:
+            # Kept until all are there; queries and patches may come by turns.
+            self.expected.remove(call.site)
+            self.kept[call.tower].append(call)
+            return None
+        if not self.expected or self.expected.pop(0) != call.site:
             raise CaptureError(
                 f"{call.site} came out of turn: relevance goes through every layer once, the last one first; "
                 "the adapter lists layers that feed nothing, or in another order than the model runs them"
@@ -111,10 +121,13 @@ class _Relevancy:
             CaptureError: If a layer is missing.
         """
         if self.expected:
-            tower, layer = self.expected[0]
-            raise CaptureError(
-                f"{tower}.layers.{layer}.attention never came: the stream ended too early"
-            )
+            raise CaptureError(f"{self.expected[0]} never came: the stream ended too early")
+        for calls in self.kept.values():
+            calls.sort(key=lambda call: self.context.sites.index(call.site))
+        if "language" in self.crossing:
+            self._across_language()
+        elif "projector" in self.crossing:
+            self._across_projector()
         tokens = self.tokens.cpu()
         patches = None if self.patches is None else self.patches.cpu()
         if self.options.normalize:
@@ -134,6 +147,65 @@ class _Relevancy:
             images=self.context.images,
             meta=self.context.meta,
         )
+
+    def _across_language(self) -> None:
+        """For language models whose words attend to the image: the context's tokens are the patches."""
+        ones = torch.zeros_like(self.tokens)
+        ones[:, list(self.context.positions)] = 1.0
+        started = torch.zeros(len(ones), 1)
+
+        def starting(rows: Tensor, call: AttentionCall) -> Tensor:
+            new = torch.zeros_like(started)
+            new[self._under_way(call)] = 1.0
+            begun = ones * (new - started)
+            started.copy_(new)
+            return rows + begun.to(rows.device)
+
+        rows, onto = across(torch.zeros_like(ones), self.kept["language"], starting=starting)
+        self.tokens = rows.cpu() - ones
+        self.patches = onto
+
+    def _across_projector(self) -> None:
+        """For a projector whose queries attend to the patches, and through the encoder to their pixels."""
+        calls = self.kept["projector"]
+        positions = [p for span in self.context.layout.images for p in range(span.start, span.stop)]
+        own = next(call for call in calls if not call.cross)
+        queries = torch.zeros(len(self.tokens), own.queries, device=self.tokens.device)
+        places = _query_places(calls, len(positions))
+        queries[:, places] = self.tokens[:, positions]
+        _, onto = across(queries, calls, places)
+        assert onto is not None
+        self.patches = through_normalized(onto, self.kept["vision"])
+
+
+def _crossing(sites: Sequence[str]) -> tuple[str, ...]:
+    """The towers whose calls must be kept: those that attend across, and what lies below a projector that does."""
+    across_from = {site.split(".")[0] for site in sites if site.endswith(".cross_attention")}
+    if "language" in across_from:
+        return ("language",)
+    return ("projector", "vision") if "projector" in across_from else ()
+
+
+def _query_places(calls: Sequence[AttentionCall], tokens: int) -> list[int]:
+    """Where a projector's queries stand among its tokens: first in each image's segment, before any text.
+
+    Raises:
+        CaptureError: If they are not as many as the visual tokens.
+    """
+    own = next(call for call in calls if not call.cross)
+    cross = next(call for call in calls if call.cross)
+    segments = own.mask.segments or (own.queries,)
+    each = cross.queries // len(segments)
+    if each * len(segments) != tokens:
+        raise CaptureError(
+            f"the projector has {each} queries for each of {len(segments)} images, the prompt {tokens} visual tokens: "
+            "mend the adapter's layout"
+        )
+    begin, places = 0, list[int]()
+    for length in segments:
+        places += range(begin, begin + each)
+        begin += length
+    return places
 
 
 def _shares(rows: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
@@ -196,11 +268,12 @@ class Relevancy:
                 f"cached rows with vision={vision} and target {target.name!r}: they belong to one decoded token and "
                 "end at the language model; leave vision out, and name one of the answer's own tokens"
             )
-        captured = "vision" in context.depth
+        gathered = not context.layout.has_queries or "projector" in context.depth
+        captured = "vision" in context.depth and gathered
         if vision and not captured:
             raise RecipeError(
-                "relevancy cannot go on into the vision encoder, whose attention was not captured: "
-                "capture towers=('vision', 'language'), or set vision=False"
+                "relevancy cannot go on into the vision encoder: its attention, or that of the projector before it, "
+                "was not captured; capture towers=('vision', 'projector', 'language'), or set vision=False"
             )
         chosen = range(depth) if through is None else through
         if any(not -depth <= layer < depth for layer in chosen):
