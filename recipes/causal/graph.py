@@ -72,6 +72,27 @@ class CausalGraph:
         self.bounded = False
         self.forget_marks()
 
+    @classmethod
+    def of_edges(
+        cls,
+        labels: Sequence[int],
+        edges: Mapping[tuple[int, int], tuple[Mark, Mark]],
+        *,
+        ordered: bool,
+        stable: bool,
+    ) -> CausalGraph:
+        """The graph with these nodes and edges, as :meth:`edges` gives them; what separated its pairs is not known."""
+        graph = cls(labels, ordered=ordered, stable=stable)
+        graph.adjacent = [0] * len(graph)
+        graph.forget_marks()
+        for (a, b), (at_a, at_b) in edges.items():
+            i, j = graph.index(a), graph.index(b)
+            graph.adjacent[i] |= 1 << j
+            graph.adjacent[j] |= 1 << i
+            graph.set_mark(i, j, at_a)
+            graph.set_mark(j, i, at_b)
+        return graph
+
     def __repr__(self) -> str:
         return f"CausalGraph({len(self.labels)} nodes, {sum(1 for _ in self.pairs())} edges)"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -12,19 +12,30 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError
+from lvlm_probe.layout import TokenLayout
 from lvlm_probe.recipe import Context
 from lvlm_probe.recipes.causal.explanation import radii
 from lvlm_probe.recipes.causal.graph import CausalGraph
 from lvlm_probe.recipes.causal.independence import PartialCorrelation, correlation
 from lvlm_probe.recipes.causal.learn import learn
 from lvlm_probe.recipes.causal.nodes import NodeChoice
+from lvlm_probe.target import Target
 
-__all__ = ["HeadSearch", "Settings", "TokenSearch", "gather", "learn_heads"]
+__all__ = [
+    "Gathered",
+    "HeadSearch",
+    "Settings",
+    "TokenSearch",
+    "gather",
+    "learn_all",
+    "learn_heads",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +44,7 @@ class Settings:
 
     Attributes:
         alpha: Two tokens are independent where the p-value exceeds it.
-        num_samples: Degrees of freedom; the head's width if None.
+        num_samples: Degrees of freedom; the width of all heads together if None, as its authors advise.
         ordered: Ordered-ICD, else ICD.
         stable: The same graph whatever the order of nodes.
         max_conditioning: The largest set to condition on; no bound if None.
@@ -78,7 +89,10 @@ class HeadSearch:
         return {
             "layer": self.layer,
             "head": self.head,
+            "position": self.position,
             "importance": self.importance,
+            "ordered": self.graph.ordered,
+            "stable": self.graph.stable,
             "nodes": list(self.graph.labels),
             "edges": [
                 [a, b, at_a, at_b] for (a, b), (at_a, at_b) in sorted(self.graph.edges().items())
@@ -88,18 +102,71 @@ class HeadSearch:
             "bounded": self.graph.bounded,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> HeadSearch:
+        """What :meth:`to_json` wrote; what separated pairs of nodes is not in it."""
+        graph = CausalGraph.of_edges(
+            data["nodes"],
+            {(a, b): (at_a, at_b) for a, b, at_a, at_b in data["edges"]},
+            ordered=data["ordered"],
+            stable=data["stable"],
+        )
+        graph.tests = {int(order): count for order, count in data["tests"].items()}
+        graph.bounded = data["bounded"]
+        return cls(
+            layer=data["layer"],
+            head=data["head"],
+            position=data["position"],
+            importance=data["importance"],
+            graph=graph,
+            radii={int(p): r for p, r in data["radii"].items()},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSearch:
     """The search for what caused one answer token, over heads.
 
     Attributes:
-        context: Of the sequence.
+        target: The explained token.
+        layout: Which positions are which.
+        words: Text of each position.
         heads: By layer, then head.
+        images: The pictures that were asked about.
+        meta: Options and provenance.
     """
 
-    context: Context
+    target: Target
+    layout: TokenLayout
+    words: tuple[str, ...]
     heads: tuple[HeadSearch, ...]
+    images: tuple[Image.Image, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, attribution: Attribution) -> TokenSearch:
+        """The search behind an attribution that the recipe ``causal`` made, with its graphs.
+
+        Raises:
+            RecipeError: If another recipe made it.
+        """
+        if "heads" not in attribution.meta or attribution.recipe != "causal":
+            raise RecipeError(
+                f'an attribution made by {attribution.recipe!r} holds no causal graphs: explain("causal") does'
+            )
+        return cls(
+            target=attribution.target,
+            layout=attribution.layout,
+            words=attribution.words,
+            heads=tuple(HeadSearch.from_json(head) for head in attribution.meta["heads"]),
+            images=attribution.images,
+            meta={name: value for name, value in attribution.meta.items() if name != "heads"},
+        )
+
+    @property
+    def word(self) -> str:
+        """The explained token's text."""
+        return self.words[self.layout.answer_start + self.target.index]
 
     def best(self, count: int = 1) -> list[HeadSearch]:
         """The most important heads, the first foremost."""
@@ -116,7 +183,7 @@ class TokenSearch:
         Returns:
             From 0 to 1, where every head of full importance has the position next to the explained one.
         """
-        scores = torch.zeros(self.context.layout.length)
+        scores = torch.zeros(self.layout.length)
         for found in self.heads:
             for position, steps in found.radii.items():
                 if radius is None or steps <= radius:
@@ -126,15 +193,14 @@ class TokenSearch:
 
     def attribution(self, radius: int | None = None) -> Attribution:
         """The consensus as scores of tokens and patches; the heads' graphs stand in its ``meta``."""
-        context = self.context
         return Attribution(
             recipe="causal",
-            target=context.target,
+            target=self.target,
             tokens=self.consensus(radius),
-            layout=context.layout,
-            words=context.words,
-            images=context.images,
-            meta={**context.meta, "heads": [found.to_json() for found in self.heads]},
+            layout=self.layout,
+            words=self.words,
+            images=self.images,
+            meta={**self.meta, "heads": [found.to_json() for found in self.heads]},
         )
 
 
@@ -166,7 +232,7 @@ def gather(
         context: Of the sequence.
         choice: Of nodes.
         heads: All by default.
-        num_samples: Degrees of freedom; the head's width if None.
+        num_samples: Degrees of freedom; the width of all heads together if None.
 
     Raises:
         RecipeError: If a head is out of range.
@@ -191,7 +257,9 @@ def gather(
                 importance=float(rows[head, on].sum()),
                 positions=tuple(nodes),
                 correlations=correlation(attention),
-                num_samples=call.query.shape[-1] if num_samples is None else num_samples,
+                num_samples=call.heads * call.query.shape[-1]
+                if num_samples is None
+                else num_samples,
             )
         )
     return found
@@ -210,13 +278,7 @@ def learn_heads(context: Context, gathered: Sequence[Gathered], settings: Settin
     """
     if not gathered:
         raise CaptureError("no attention of the language model came: the stream ended too early")
-    graphs: list[CausalGraph] = []
-    if settings.workers > 1 and len(gathered) > 1:
-        # A fresh process each: one that was forked from a process with torch's threads may hang.
-        with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
-            graphs = list(pool.map(_learn, gathered, [settings] * len(gathered)))
-    else:
-        graphs = [_learn(head, settings) for head in gathered]
+    graphs = learn_all(gathered, settings)
     searches = [
         HeadSearch(
             head.layer,
@@ -228,7 +290,23 @@ def learn_heads(context: Context, gathered: Sequence[Gathered], settings: Settin
         )
         for head, graph in zip(gathered, graphs, strict=True)
     ]
-    return TokenSearch(context, tuple(sorted(searches, key=lambda s: (s.layer, s.head))))
+    return TokenSearch(
+        target=context.target,
+        layout=context.layout,
+        words=context.words,
+        heads=tuple(sorted(searches, key=lambda s: (s.layer, s.head))),
+        images=context.images,
+        meta=context.meta,
+    )
+
+
+def learn_all(gathered: Sequence[Gathered], settings: Settings) -> list[CausalGraph]:
+    """Every head's graph, in ``settings.workers`` processes."""
+    if settings.workers > 1 and len(gathered) > 1:
+        # A fresh process each: one that was forked from a process with torch's threads may hang.
+        with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
+            return list(pool.map(_learn, gathered, [settings] * len(gathered)))
+    return [_learn(head, settings) for head in gathered]
 
 
 def _learn(head: Gathered, settings: Settings) -> CausalGraph:

@@ -58,7 +58,8 @@ def learn_graph(
         attention: A row a token, as after the softmax.
         nodes: Rows that become nodes, in any order; all by default. The others count as latent.
         alpha: Two tokens are independent where the p-value exceeds it; the larger, the more edges remain.
-        num_samples: Degrees of freedom of the correlations; the head's width is a sensible value.
+        num_samples: Degrees of freedom of the correlations. The method's authors advise the model's hidden size; the
+            more, the more edges remain.
         ordered: Ordered-ICD: tokens come in the order of their rows. Else ICD.
         stable: The same graph whatever the order of nodes. ``False`` follows the published code, pair by pair,
             ascending, whose result changed in most random cases when nodes were merely renamed.

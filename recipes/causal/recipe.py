@@ -1,21 +1,18 @@
-"""The recipe ``causal``, live or from a trace, and the search itself for those who want the graphs."""
+"""The recipe ``causal``, live or from a trace."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import RecipeError
-from lvlm_probe.recipe import Context, check_options
-from lvlm_probe.recipes.causal.heads import Gathered, Settings, TokenSearch, gather, learn_heads
+from lvlm_probe.recipe import Context, Reducer
+from lvlm_probe.recipes.causal.heads import Gathered, Settings, gather, learn_heads
 from lvlm_probe.recipes.causal.nodes import NodeChoice
-from lvlm_probe.target import Target
-from lvlm_probe.trace import Trace
 
-__all__ = ["CAUSAL", "token_search"]
+__all__ = ["CAUSAL"]
 
 
 class _Search:
@@ -51,19 +48,16 @@ class _Search:
         self.gathered: list[Gathered] = []
 
     def feed(self, call: AttentionCall) -> None:
-        """Take one layer's call."""
-        if call.layer in self.layers:
+        """Take one layer's call; cross-attention, which is not among tokens, is passed over."""
+        if call.layer in self.layers and call.keys == call.queries:
             self.gathered += gather(
                 call, self.context, self.choice, self.heads, self.settings.num_samples
             )
 
-    def search(self) -> TokenSearch:
-        """Every head's graph, after the last call."""
-        return learn_heads(self.context, self.gathered, self.settings)
-
     def result(self) -> Attribution:
         """The heads' consensus."""
-        return self.search().attribution(self.radius)
+        search = learn_heads(self.context, self.gathered, self.settings)
+        return search.attribution(self.radius)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +83,9 @@ class Causal:
         num_samples: int | None = None,
         ordered: bool = True,
         stable: bool = True,
-        max_conditioning: int | None = 4,
+        max_conditioning: int | None = 6,
         workers: int = 1,
-    ) -> _Search:
+    ) -> Reducer:
         """Search for what caused the token at the predicting position.
 
         Args:
@@ -103,7 +97,7 @@ class Causal:
             text_threshold: Text tokens with at least this share of attention are in a graph.
             question: All words between the last image and the answer are, too.
             alpha: Two tokens are independent where the p-value exceeds it.
-            num_samples: Degrees of freedom; the head's width by default.
+            num_samples: Degrees of freedom; the width of all heads together by default.
             ordered: Ordered-ICD, else ICD.
             stable: The same graph whatever the order of nodes.
             max_conditioning: The largest set to condition on; None for no bound.
@@ -118,31 +112,3 @@ class Causal:
 
 
 CAUSAL = Causal()
-
-
-def token_search(trace: Trace, target: int | Target = 0, **options: Any) -> TokenSearch:
-    """The search for what caused an answer token, with every head's graph.
-
-    Args:
-        trace: With the language model's attention; gradients are not needed.
-        target: Index of the answer token, or a :class:`~lvlm_probe.Target`.
-        **options: As for :meth:`Causal.begin`.
-
-    Raises:
-        RecipeError: If there is no such option, layer or head.
-        TargetError: If the target is outside the answer.
-        TraceError: If the attention was not recorded.
-    """
-    check_options(CAUSAL.name, CAUSAL.begin, options)
-    context = Context(
-        layout=trace.layout,
-        words=trace.words,
-        target=Target.of(target).within(trace.answer_tokens),
-        depth={"language": trace.depth("language")},
-        images=trace.images,
-        meta={"model": trace.meta["model"], "options": options},
-    )
-    reducer = CAUSAL.begin(context, **options)
-    for call in trace.calls("language"):
-        reducer.feed(call)
-    return reducer.search()
