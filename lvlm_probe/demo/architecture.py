@@ -183,7 +183,7 @@ def build_config() -> LlavaConfig:
         max_position_embeddings=512,
         # Half of a head's pairs turn so slowly that a word finds a patch wherever in the image it is.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=words.index(START),
         eos_token_id=words.index(END),
         pad_token_id=words.index(PAD),
@@ -195,7 +195,7 @@ def build_config() -> LlavaConfig:
         image_seq_length=IMAGE_TOKENS,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
 
 

@@ -136,9 +136,8 @@ An answer need not change: a model that no longer sees the circle may guess its 
 ## Training
 
 `python -m lvlm_probe.demo.train`, one command with one seed. Steps: {steps}; {scenes:,} scenes, none
-asked about in two steps. Along with it, linear heads read
-off each patch what it shows and where that is, and visual tokens must read as the words for it; the heads are not
-part of the model. See `schedule`.
+asked about in two steps. In the first phase only the vision encoder learns, from linear heads that read off each
+patch what it shows and where that is; they are not part of the model. Then it is frozen. See `schedule`.
 
 Trained in part on {licence}; the test split was only evaluated on.
 """

@@ -10,13 +10,18 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 REQUIREMENT = "easy-vqa==1.0"
@@ -29,6 +34,23 @@ LICENCE = (
 
 CACHE = Path("build/easy-vqa")
 """Where the wheel is kept, under the working directory."""
+
+COLOURS: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        "red": (255, 0, 0),
+        "green": (0, 255, 0),
+        "blue": (0, 0, 255),
+        "black": (0, 0, 0),
+        "gray": (128, 128, 128),
+        "teal": (0, 128, 128),
+        "brown": (165, 42, 42),
+        "yellow": (255, 255, 0),
+    }
+)
+"""What its colours look like, as 8-bit RGB."""
+
+SHAPES = ("circle", "rectangle", "triangle")
+"""What its images show, one each."""
 
 _WHEEL = "easy_vqa-1.0-py3-none-any.whl"
 
@@ -50,6 +72,31 @@ class EasyVqaItem:
     number: int
     image: Image.Image
     questions: tuple[tuple[str, str], ...]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """The shape's pixels, [64, 64]: all but those of the one colour behind it, the image's most frequent."""
+        pixels = np.asarray(self.image)
+        colours, counts = np.unique(pixels.reshape(-1, 3), axis=0, return_counts=True)
+        return (pixels != colours[counts.argmax()]).any(axis=-1)
+
+    @property
+    def colour(self) -> str:
+        """The shape's colour: the one of :data:`COLOURS` that most of its pixels have."""
+        inside = np.asarray(self.image)[self.mask].astype(np.int64)
+        return max(COLOURS, key=lambda colour: int((inside == COLOURS[colour]).all(axis=-1).sum()))
+
+    @property
+    def shape(self) -> str | None:
+        """Which of :data:`SHAPES` it shows, as its questions tell; None if they leave it open."""
+        possible = set(SHAPES)
+        for question, answer in self.questions:
+            named = set(SHAPES) & {answer, *re.findall(r"\w+", question)}
+            if not named:
+                continue
+            denied = answer in {"yes", "no"} and (" no" in question) == (answer == "yes")
+            possible = possible - named if denied else possible & named
+        return possible.pop() if len(possible) == 1 else None
 
 
 def fetch(cache: Path = CACHE) -> Path:

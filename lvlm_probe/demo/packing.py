@@ -17,9 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from lvlm_probe.demo import easy_vqa
 from lvlm_probe.demo.architecture import END, GRID, IMAGE, IMAGE_TOKENS, PATCH, START
 from lvlm_probe.demo.questions import KINDS, TRAINING_SEEDS, ask
 from lvlm_probe.demo.scenes import COLOURS, SHAPES, SIZE, Scene, make_scene
+
+COLOUR_WORDS = (*COLOURS, *(colour for colour in easy_vqa.COLOURS if colour not in COLOURS))
+"""Every colour that a training image shows."""
+
+SHAPE_WORDS = (*SHAPES, *(shape for shape in easy_vqa.SHAPES if shape not in SHAPES))
+"""Every shape that a training image shows."""
 
 IGNORED = -100
 """The label of a position, or of a patch, that no loss counts."""
@@ -71,18 +78,35 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """One object of an image.
+
+    Attributes:
+        colour: One of COLOUR_WORDS.
+        shape: One of SHAPE_WORDS.
+        mask: The pixels it touches, [96, 96].
+        centre: x and y in pixels.
+    """
+
+    colour: str
+    shape: str
+    mask: NDArray[np.bool_]
+    centre: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """An image with the questions of a row.
 
     Attributes:
         pixels: Normalised as the image processor does, [3, 96, 96].
         questions: Kind, question and answer of each.
-        scene: Where the image comes from; None if its objects are unknown.
+        shown: All of the image's objects.
     """
 
     pixels: NDArray[np.float32]
     questions: Sequence[tuple[str, str, str]]
-    scene: Scene | None
+    shown: Sequence[Shown]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +120,8 @@ class Batch:
         segments: 0 for the prefix, 1, 2, ... for the row's questions, -1 for padding, [B, N].
         labels: The token to predict at each position, IGNORED outside of answers, [B, N].
         kinds: The kind of each row's questions.
-        patch_colours: Index into COLOURS, their number for background, IGNORED at outlines, [B, P].
-        patch_shapes: The same for SHAPES, [B, P].
+        patch_colours: Index into COLOUR_WORDS, their number for background, IGNORED at outlines, [B, P].
+        patch_shapes: The same for SHAPE_WORDS, [B, P].
         patch_centres: Centre of the object that a patch shows, in -1 ... 1, x then y, [B, P, 2].
     """
 
@@ -181,7 +205,7 @@ class Source:
             if room < 0:
                 break
             questions.append((str(kind), prompt, question.answer))
-        return Asked(normalise(scene.pixels), questions, scene)
+        return Asked(normalise(scene.pixels), questions, scene_objects(scene))
 
     def _easy(self, rng: np.random.Generator) -> Asked:
         item = self.easy[int(rng.integers(len(self.easy)))]
@@ -193,7 +217,7 @@ class Source:
             if room < 0:
                 break
             chosen.append((kind, prompt, answer))
-        return Asked(item.pixels, chosen, None)
+        return Asked(item.pixels, chosen, item.shown)
 
 
 def pack(asked: Sequence[Asked], encoder: Encoder) -> Batch:
@@ -226,7 +250,7 @@ def pack(asked: Sequence[Asked], encoder: Encoder) -> Batch:
             segments[row, start:stop] = number
             labels[row, stop - len(reply) - 1 : stop - 1] = reply
             start = stop
-    colours, shapes, centres = zip(*(_patches(item.scene) for item in asked), strict=True)
+    colours, shapes, centres = zip(*(_patches(item.shown) for item in asked), strict=True)
     return Batch(
         pixels=torch.from_numpy(np.stack([item.pixels for item in asked])),
         ids=torch.from_numpy(ids),
@@ -243,20 +267,26 @@ def pack(asked: Sequence[Asked], encoder: Encoder) -> Batch:
 _Patches = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
-def _patches(scene: Scene | None) -> _Patches:
-    """What each patch of a scene shows; see :class:`Batch`."""
+def scene_objects(scene: Scene) -> list[Shown]:
+    """A scene's objects, for :class:`Asked`."""
+    return [
+        Shown(thing.colour, thing.shape, mask, (thing.x, thing.y))
+        for thing, mask in zip(scene.objects, scene.masks, strict=True)
+    ]
+
+
+def _patches(things: Sequence[Shown]) -> _Patches:
+    """What each patch of an image shows; see :class:`Batch`."""
     colours = np.full(IMAGE_TOKENS, IGNORED, dtype=np.int64)
     shapes = colours.copy()
     centres = np.zeros((IMAGE_TOKENS, 2), dtype=np.float32)
-    if scene is None:
-        return colours, shapes, centres
-    cover = scene.masks.reshape(-1, GRID, PATCH, GRID, PATCH).mean(axis=(2, 4))
-    cover = cover.reshape(-1, IMAGE_TOKENS)
-    colours[cover.sum(axis=0) == 0] = len(COLOURS)
-    shapes[cover.sum(axis=0) == 0] = len(SHAPES)
-    for thing, share in zip(scene.objects, cover, strict=True):
-        shown = share >= _COVERED
-        colours[shown] = list(COLOURS).index(thing.colour)
-        shapes[shown] = SHAPES.index(thing.shape)
-        centres[shown] = np.array([thing.x, thing.y]) / (SIZE / 2) - 1
+    masks = np.array([thing.mask for thing in things]).reshape(-1, GRID, PATCH, GRID, PATCH)
+    cover = masks.mean(axis=(2, 4)).reshape(-1, IMAGE_TOKENS)
+    colours[cover.sum(axis=0) == 0] = len(COLOUR_WORDS)
+    shapes[cover.sum(axis=0) == 0] = len(SHAPE_WORDS)
+    for thing, share in zip(things, cover, strict=True):
+        covered = share >= _COVERED
+        colours[covered] = COLOUR_WORDS.index(thing.colour)
+        shapes[covered] = SHAPE_WORDS.index(thing.shape)
+        centres[covered] = np.array(thing.centre) / (SIZE / 2) - 1
     return colours, shapes, centres

@@ -1,11 +1,9 @@
 """The demo model's training, as data: which phase does what, for how long.
 
 *Look* teaches the vision encoder alone what each patch shows: colour and shape of the object on it, and where its
-centre is. *Answer* trains everything on questions and keeps that lesson, which holds what a patch shows at that patch;
-without it the encoder is free to move evidence elsewhere, and a map of relevance would follow it there. In the same
-phase a visual token must read as the words for what it shows: that ties the projector to the vocabulary, and questions
-find their objects several times sooner. *Polish* goes on with the vision encoder frozen, and asks more often what takes
-binding a colour to a shape and a place.
+centre is. *Answer* freezes it, and trains projector and language model on questions. So what a patch shows is known at
+that patch and nowhere else: an encoder that learnt from answers would be free to move evidence to other patches, and a
+map of relevance would follow it there.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ class Phase:
         easy: easy-VQA images a step.
         answers: Whether questions are asked; if not, only the vision encoder learns.
         patches: Weight of the loss on patches; 0 freezes the vision encoder.
-        words: Weight of the loss on visual tokens.
         weights: How often each kind is asked, relative to 1.
     """
 
@@ -40,52 +37,30 @@ class Phase:
     easy: int
     answers: bool
     patches: float
-    words: float = 0.0
     weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 PHASES = (
-    Phase("look", 600, 5e-3, 1.5e-3, scenes=24, easy=0, answers=False, patches=1.0),
+    Phase("look", 900, 5e-3, 1.5e-3, scenes=26, easy=6, answers=False, patches=1.0),
     Phase(
         "answer",
-        1500,
-        5e-3,
+        3200,
+        2.5e-3,
         1.5e-3,
-        scenes=14,
-        easy=2,
-        answers=True,
-        patches=0.5,
-        words=0.3,
-        weights={
-            "quadrant": 1.5,
-            "relation": 2.0,
-            "caption": 1.2,
-            "count": 0.6,
-            "exists-no": 0.7,
-            "exists-one-yes": 0.7,
-            "exists-one-no": 0.7,
-        },
-    ),
-    Phase(
-        "polish",
-        1500,
-        4e-3,
-        1.2e-3,
-        scenes=14,
-        easy=2,
+        scenes=26,
+        easy=6,
         answers=True,
         patches=0.0,
-        words=0.1,
         weights={
-            "quadrant": 2.0,
-            "exists-yes": 1.5,
-            "exists-no-bound": 1.5,
-            "relation": 2.5,
+            "quadrant": 1.5,
+            "exists-yes": 1.2,
+            "exists-no-bound": 1.2,
+            "relation": 2.0,
             "caption": 1.2,
             "count": 0.5,
-            "exists-no": 0.5,
-            "exists-one-yes": 0.5,
-            "exists-one-no": 0.5,
+            "exists-no": 0.6,
+            "exists-one-yes": 0.6,
+            "exists-one-no": 0.6,
         },
     ),
 )

@@ -1,6 +1,6 @@
 """Trains the demo model: ``python -m lvlm_probe.demo.train``.
 
-Three phases (see ``schedule``) on scenes of the generator and on easy-VQA. Linear heads that read off each patch what
+Two phases (see ``schedule``) on scenes of the generator and on easy-VQA. Linear heads that read off each patch what
 it shows are trained along with the model, and dropped at the end.
 
 A training that was interrupted goes on from its last checkpoint when the command is given again.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import (
     MofNCompleteColumn,
@@ -34,9 +35,19 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from lvlm_probe.demo import FOLDER, easy_vqa
-from lvlm_probe.demo.architecture import WIDTH, build_model, build_processor, vocabulary
-from lvlm_probe.demo.packing import IGNORED, PREFIX, Asked, Batch, Encoder, Source
-from lvlm_probe.demo.scenes import COLOURS, SHAPES
+from lvlm_probe.demo.architecture import WIDTH, build_model, build_processor
+from lvlm_probe.demo.packing import (
+    COLOUR_WORDS,
+    IGNORED,
+    PREFIX,
+    SHAPE_WORDS,
+    Asked,
+    Batch,
+    Encoder,
+    Shown,
+    Source,
+)
+from lvlm_probe.demo.scenes import SIZE
 from lvlm_probe.demo.schedule import PHASES, Phase, decay, place, scaled
 
 CHECKPOINT = Path("build/demo-checkpoint.safetensors")
@@ -54,8 +65,8 @@ class PatchHeads(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.colour = nn.Linear(WIDTH, len(COLOURS) + 1)
-        self.shape = nn.Linear(WIDTH, len(SHAPES) + 1)
+        self.colour = nn.Linear(WIDTH, len(COLOUR_WORDS) + 1)
+        self.shape = nn.Linear(WIDTH, len(SHAPE_WORDS) + 1)
         self.centre = nn.Linear(WIDTH, 2)
 
     def forward(self, patches: Tensor, batch: Batch) -> Tensor:
@@ -70,7 +81,7 @@ class PatchHeads(nn.Module):
         """
         colour = _cross_entropy(self.colour(patches), batch.patch_colours)
         shape = _cross_entropy(self.shape(patches), batch.patch_shapes)
-        shown = (batch.patch_shapes >= 0) & (batch.patch_shapes < len(SHAPES))
+        shown = (batch.patch_shapes >= 0) & (batch.patch_shapes < len(SHAPE_WORDS))
         centre = functional.l1_loss(self.centre(patches)[shown], batch.patch_centres[shown])
         return colour + shape + 2.0 * centre
 
@@ -97,9 +108,6 @@ class Trainer:
         self.model.set_attn_implementation("sdpa")
         self.heads = PatchHeads()
         self.parts = nn.ModuleDict({"model": self.model, "heads": self.heads})
-        words = vocabulary()
-        self._colour_ids = torch.tensor([words.index(colour) for colour in COLOURS])
-        self._shape_ids = torch.tensor([words.index(shape) for shape in SHAPES])
         self.step = 0
         self.optimizers = self._optimizers()
 
@@ -135,16 +143,16 @@ class Trainer:
                 group["lr"] = highest * share
         right: dict[str, list[bool]] = {}
         losses: dict[str, Tensor] = {}
-        with torch.set_grad_enabled(phase.patches > 0):
-            patches = self.model.model.vision_tower(batch.pixels).last_hidden_state[:, 1:]
-        if phase.patches:
-            losses["patches"] = phase.patches * self.heads(patches, batch)
-        if phase.answers:
-            image = self.model.model.multi_modal_projector(patches)
-            logits = self.logits(image, batch)
-            losses["words"] = phase.words * self._word_loss(image, batch)
-            losses["answers"] = _answer_loss(logits, batch)
-            right = _exact(logits, batch)
+        # The matrix products in bfloat16, sums and weights in float32: a third less time.
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.set_grad_enabled(phase.patches > 0):
+                patches = self.model.model.vision_tower(batch.pixels).last_hidden_state[:, 1:]
+            if phase.patches:
+                losses["patches"] = phase.patches * self.heads(patches, batch)
+            if phase.answers:
+                logits = self.logits(self.model.model.multi_modal_projector(patches), batch).float()
+                losses["answers"] = _answer_loss(logits, batch)
+                right = _exact(logits, batch)
         torch.stack(list(losses.values())).sum().backward()
         nn.utils.clip_grad_norm_(self.parts.parameters(), _CLIP)
         for optimizer in self.optimizers:
@@ -171,19 +179,6 @@ class Trainer:
             use_cache=False,
         ).last_hidden_state
         return self.model.lm_head(hidden)
-
-    def _word_loss(self, image: Tensor, batch: Batch) -> Tensor:
-        """Cross entropy of a visual token's nearest colour word and of its nearest shape word, in nats."""
-        shown = (batch.patch_shapes >= 0) & (batch.patch_shapes < len(SHAPES))
-        tokens = functional.rms_norm(image[shown], (WIDTH,))
-        embeddings = self.model.lm_head.weight
-        colours = functional.cross_entropy(
-            tokens @ embeddings[self._colour_ids].T, batch.patch_colours[shown]
-        )
-        shapes = functional.cross_entropy(
-            tokens @ embeddings[self._shape_ids].T, batch.patch_shapes[shown]
-        )
-        return colours + shapes
 
     def _optimizers(self) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
         """Muon for the matrices of layers and projector, AdamW for everything else."""
@@ -281,9 +276,22 @@ def _easy_rows(processor: LlavaProcessor) -> list[Asked]:
     pixels = processor.image_processor([item.image for item in items], return_tensors="np")
     arrays = np.asarray(pixels["pixel_values"], dtype=np.float32)
     return [
-        Asked(array, [("easy-vqa", question, answer) for question, answer in item.questions], None)
+        Asked(
+            array,
+            [("easy-vqa", question, answer) for question, answer in item.questions],
+            [easy_object(item)],
+        )
         for item, array in zip(items, arrays, strict=True)
+        if item.shape is not None
     ]
+
+
+def easy_object(item: easy_vqa.EasyVqaItem) -> Shown:
+    """The one shape of an easy-VQA image, as the processor scales it."""
+    mask = np.asarray(Image.fromarray(item.mask).resize((SIZE, SIZE)))
+    rows, columns = np.nonzero(mask)
+    centre = (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)
+    return Shown(item.colour, str(item.shape), mask, centre)
 
 
 def _keep_memory() -> None:

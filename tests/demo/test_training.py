@@ -4,30 +4,35 @@ import dataclasses
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
 
 from lvlm_probe.demo import easy_vqa
 from lvlm_probe.demo.architecture import build_model, build_processor, vocabulary
 from lvlm_probe.demo.packing import (
+    COLOUR_WORDS,
     IGNORED,
     PREFIX,
+    SHAPE_WORDS,
     SUFFIX,
     Asked,
     Encoder,
     Source,
     normalise,
     pack,
+    scene_objects,
 )
 from lvlm_probe.demo.questions import HELD_OUT_SEEDS, KINDS, held_out
-from lvlm_probe.demo.scenes import COLOURS, SHAPES, make_scene
+from lvlm_probe.demo.scenes import make_scene
 from lvlm_probe.demo.schedule import PHASES, Phase, decay, place, scaled
-from lvlm_probe.demo.train import Trainer
+from lvlm_probe.demo.train import Trainer, easy_object
 
 SHORT = (
     Phase("look", 2, 1e-3, 1e-3, scenes=2, easy=0, answers=False, patches=1.0),
-    Phase("answer", 4, 1e-3, 1e-3, scenes=2, easy=0, answers=True, patches=0.5, words=0.3),
-    Phase("polish", 2, 1e-3, 1e-3, scenes=2, easy=0, answers=True, patches=0.0, words=0.1),
+    Phase("answer", 4, 1e-3, 1e-3, scenes=2, easy=0, answers=True, patches=0.5),
+    Phase("polish", 2, 1e-3, 1e-3, scenes=2, easy=0, answers=True, patches=0.0),
 )
 
 
@@ -78,7 +83,9 @@ def test_a_packed_question_has_the_logits_it_has_alone(processor):
         ("colour", "What color is the star?", "red"),
         ("caption", "Describe.", "a red star"),
     ]
-    batch = pack([Asked(normalise(scene.pixels), questions, scene)], Encoder(processor))
+    batch = pack(
+        [Asked(normalise(scene.pixels), questions, scene_objects(scene))], Encoder(processor)
+    )
     with torch.no_grad():
         patches = trainer.model.model.vision_tower(batch.pixels).last_hidden_state[:, 1:]
         packed = trainer.logits(trainer.model.model.multi_modal_projector(patches), batch)[0]
@@ -117,12 +124,12 @@ def test_patches_are_labelled_with_the_object_in_their_middle(source):
             cover = scene.masks[:, top : top + 8, left : left + 8].mean(axis=(1, 2))
             colour = int(batch.patch_colours[row, patch])
             if not cover.any():
-                assert colour == len(COLOURS)
+                assert colour == len(COLOUR_WORDS)
             elif cover.max() > 0.6:
                 labelled += 1
                 thing = scene.objects[int(cover.argmax())]
-                assert list(COLOURS)[colour] == thing.colour
-                assert SHAPES[int(batch.patch_shapes[row, patch])] == thing.shape
+                assert COLOUR_WORDS[colour] == thing.colour
+                assert SHAPE_WORDS[int(batch.patch_shapes[row, patch])] == thing.shape
                 centre = (batch.patch_centres[row, patch] + 1) * 48
                 assert centre.tolist() == pytest.approx([thing.x, thing.y], abs=1e-3)
     assert labelled > 10
@@ -174,7 +181,9 @@ def test_a_step_outside_the_training_seeds_is_an_error(source):
 def test_too_many_questions_for_a_row_is_an_error(source):
     scene = make_scene(1)
     asked = Asked(
-        normalise(scene.pixels), [("count", "How many objects are there?", "two")] * 40, scene
+        normalise(scene.pixels),
+        [("count", "How many objects are there?", "two")] * 40,
+        scene_objects(scene),
     )
     with pytest.raises(ValueError, match="row 0"):
         pack([asked], source.encoder)
@@ -223,6 +232,42 @@ def test_each_phase_trains_its_part_of_the_model(processor, source, step, still)
     for name, value in weights(trainer).items():
         unmoved = any(part in name for part in (*still, "post_layernorm", "position_ids"))
         assert torch.equal(value, before[name]) == unmoved, name
+
+
+def easy_item(questions, colour="teal"):
+    """A circle as the data set draws it: on one colour, with blended edges."""
+    image = Image.new("RGB", (64, 64), (250, 240, 245))
+    ImageDraw.Draw(image).ellipse((20, 8, 39, 27), fill=easy_vqa.COLOURS[colour])
+    ImageDraw.Draw(image).point([(30, 28)], fill=(200, 210, 215))
+    return easy_vqa.EasyVqaItem(0, image, questions)
+
+
+def test_what_an_easy_vqa_image_shows():
+    item = easy_item((("what shape is in the image?", "circle"),))
+    assert (item.colour, item.shape) == ("teal", "circle")
+    assert item.mask[28, 30]
+    assert not item.mask[0].any()
+    shown = easy_object(item)
+    assert shown.mask.shape == (96, 96)
+    assert shown.centre == pytest.approx((45, 27), abs=1.5)
+    assert np.count_nonzero(shown.mask) == pytest.approx(2.25 * item.mask.sum(), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("questions", "shape"),
+    [
+        ((("is there a circle?", "yes"),), "circle"),
+        ((("is there not a circle?", "no"),), "circle"),
+        ((("is no circle present?", "no"),), "circle"),
+        ((("is there a circle?", "no"), ("is no triangle present?", "yes")), "rectangle"),
+        ((("what is the teal shape?", "triangle"),), "triangle"),
+        ((("what color is the rectangle?", "teal"),), "rectangle"),
+        ((("is there a circle?", "no"),), None),
+        ((("is there a teal shape?", "yes"),), None),
+    ],
+)
+def test_the_shape_follows_from_the_questions(questions, shape):
+    assert easy_item(questions).shape == shape
 
 
 def test_easy_vqa_that_is_missing_says_how_to_get_it(tmp_path):
