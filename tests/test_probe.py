@@ -242,7 +242,7 @@ def test_target_from_the_end(case: lp.Case) -> None:
 
 def test_unknown_recipe_lists_the_known_ones(case: lp.Case) -> None:
     with pytest.raises(
-        RecipeError, match="unknown recipe 'relevance'; known: attention, relevancy, rollout"
+        RecipeError, match="unknown recipe 'relevance'; known: attention, causal, relevancy"
     ):
         case.explain("relevance")
 
@@ -300,7 +300,9 @@ def test_model_that_cannot_be_loaded(tmp_path: Path) -> None:
 
 
 def test_capture_refuses_nonsense() -> None:
-    with pytest.raises(CaptureError, match="unknown tower 'visoin': choose 'vision', 'language'"):
+    with pytest.raises(
+        CaptureError, match="unknown tower 'visoin': choose among 'vision', 'projector'"
+    ):
         lp.Capture(towers=("visoin",))
     with pytest.raises(CaptureError, match="cannot store activations as 'int8'"):
         lp.Capture(dtype="int8")
