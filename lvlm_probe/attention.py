@@ -21,7 +21,7 @@ from lvlm_probe.errors import CaptureError, TraceError
 __all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask", "site_name"]
 
 BLOCK = 128  # query rows worked on at once
-_BLOCK_SCORES = 2**20  # scores worked on at once, roughly: what a processor's caches hold
+_BLOCK_SCORES = 2**21  # scores worked on at once, roughly: what a processor's caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +398,7 @@ class AttentionBlock:
         """``left[h] @ right[h // (H / G)]ᵀ`` on this block, without repeating ``right``."""
         chosen = right[self.groups, self.keys]
         folded = left.reshape(len(chosen), -1, left.shape[-1])
-        return (folded @ chosen.transpose(-1, -2)).view(*left.shape[:2], -1)
+        return (folded @ chosen.mT).view(*left.shape[:2], -1)
 
     def _hidden(self) -> Iterator[tuple[slice, Bool[Tensor, "_ Q M"]]]:
         """Runs within ``keys`` where the mask hides something from some query, and what; most runs are open."""

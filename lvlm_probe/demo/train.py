@@ -294,7 +294,7 @@ def easy_object(item: easy_vqa.EasyVqaItem) -> Shown:
     return Shown(item.colour, str(item.shape), mask, centre)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Asks glibc to keep freed memory; the steps take half the time."""
     with_glibc = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if with_glibc is not None:
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(2)
-    _keep_memory()
+    keep_memory()
     console = Console(width=None if sys.stdout.isatty() else 400)
     processor = build_processor()
     phases = scaled(PHASES, options.steps_scale)

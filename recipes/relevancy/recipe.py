@@ -280,6 +280,14 @@ class Relevancy:
             raise RecipeError(
                 f"through={list(chosen)} is out of range: there are {depth} language layers, from 0"
             )
+        crosses = any(
+            s.startswith("language.") and s.endswith("cross_attention") for s in context.sites
+        )
+        if crosses and (heads or through is not None or cached):
+            raise RecipeError(
+                f"heads={heads}, through={through}, rows={rows!r}: these are not defined where the language model "
+                "attends across to the image; leave them out"
+            )
         options = _Options(
             vision=captured and not cached if vision is None else vision,
             layers=layers,
