@@ -38,6 +38,9 @@ from lvlm_probe.recipes.causal.independence import correlation
 SIZES = (10, 51, 101, 201, 400, 600)
 ALPHAS = (1e-5, 1e-2)
 FREEDOM = 128
+PIXELS = (
+    5  # pixels are masked for every fifth question: each mask is another run of the whole model
+)
 SHAPES = {"flat": (1.0, 0.0), "sharp": (3.0, 0.0), "sharp, with a sink": (3.0, 4.0)}
 """How strongly scores vary, and by how much the first token's exceed the others'."""
 
@@ -167,7 +170,8 @@ def evidence(count: int) -> dict[str, Any]:
         questions(probe, count, seed=0), "asking", total=total, console=console
     ):
         found = search(case, alpha=chosen["alpha"], num_samples=chosen["num_samples"])
-        rows.append(score(case, truth, found, chosen["heads"], rng))
+        wheres = ("attention", "pixels") if len(rows) % PIXELS == 0 else ("attention",)
+        rows.append(score(case, truth, found, chosen["heads"], wheres, rng))
     return {"tried": tried, "chosen": chosen, "rows": rows, "summary": summarise(rows), **facts()}
 
 
@@ -176,6 +180,7 @@ def score(
     truth: set[int],
     found: causal.TokenSearch,
     heads: Sequence[tuple[int, int]],
+    wheres: Sequence[causal.Where],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
     """One question's numbers."""
@@ -197,7 +202,7 @@ def score(
             "attention found": len(set(ranked[: len(named)]) & truth) / len(truth),
             "random found": len(named) / len(image),
         }
-    for where in ("attention", "pixels"):
+    for where in wheres:
         near = {p: r for p, r in nearest.items() if r <= 2}
         budget = 400 if where == "attention" else 120
         smallest = causal.minimal_subset(case, near, 0, where, most=budget)
@@ -239,7 +244,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
             name: mean([row[radius][name] for row in rows]) for name in rows[0][radius]
         }
     for where in ("attention", "pixels"):
-        told = [row[where] for row in rows]
+        told = [row[where] for row in rows if where in row]
         names = dict.fromkeys(name for one in told for name in one)
         summary[where] = {name: mean([one[name] for one in told if name in one]) for name in names}
     return summary
@@ -309,7 +314,7 @@ def page(fast: dict[str, Any], right: dict[str, Any]) -> str:
     for where in ("attention", "pixels"):
         s = summary[where]
         lines += [
-            f"| {where} | whole, {s['nodes'][0]:.1f} patches | {shown(s['whole'])} | "
+            f"| {where} | whole, {s['nodes'][0]:.1f} patches, {int(s['nodes'][3])} questions | {shown(s['whole'])} | "
             f"{shown(s['whole, attended'])} | {shown(s['whole, random'])} |"
         ]
         if "size" in s:

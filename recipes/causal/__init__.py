@@ -9,7 +9,7 @@ from lvlm_probe.recipes.causal.graph import CausalGraph
 from lvlm_probe.recipes.causal.heads import HeadSearch, TokenSearch
 from lvlm_probe.recipes.causal.independence import p_value
 from lvlm_probe.recipes.causal.learn import BoundReached, learn_graph
-from lvlm_probe.recipes.causal.minimal import MinimalSubset, changes_answer, minimal_subset
+from lvlm_probe.recipes.causal.minimal import MinimalSubset, Where, changes_answer, minimal_subset
 
 __all__ = [
     "BoundReached",
@@ -17,6 +17,7 @@ __all__ = [
     "HeadSearch",
     "MinimalSubset",
     "TokenSearch",
+    "Where",
     "changes_answer",
     "explanation",
     "learn_graph",

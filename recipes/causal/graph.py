@@ -9,7 +9,7 @@ Sets of nodes are bits of one integer, which makes the questions of orientation 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from lvlm_probe.errors import InputError
@@ -142,6 +142,19 @@ class CausalGraph:
             self.adjacent[one] &= ~(1 << other)
             for ends in self.marks.values():
                 ends[one] &= ~(1 << other)
+        self._note(i, j, separation)
+
+    def cut(self, pairs: Iterable[tuple[int, int, int]]) -> None:
+        """Take many edges away, each ``(i, j, separation)``, and forget all marks."""
+        adjacent = self.adjacent
+        for i, j, separation in pairs:
+            adjacent[i] &= ~(1 << j)
+            adjacent[j] &= ~(1 << i)
+            self._note(i, j, separation)
+        self.forget_marks()
+
+    def _note(self, i: int, j: int, separation: int) -> None:
+        """Keep what made a pair independent."""
         self.separations[min(i, j), max(i, j)] = separation
         for z in bits(separation):
             self.helped[i, z] = self.helped.get((i, z), 0) | 1 << j

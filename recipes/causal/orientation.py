@@ -29,11 +29,17 @@ Rule = Callable[[CausalGraph], Iterator[Application]]
 
 
 def orient_colliders(graph: CausalGraph) -> None:
-    """R0: ``x *→ z ←* y`` where x and y are not adjacent and z is not among what separates them."""
+    """R0: ``x *→ z ←* y`` where x and y are not adjacent and z is not among what separates them.
+
+    The first rule after all marks were forgotten: there is no tail yet.
+    """
     for z, near in enumerate(graph.adjacent):
+        found = 0
         for x in bits(near):
             if near & ~graph.adjacent[x] & ~(1 << x) & ~graph.helped.get((x, z), 0):
-                graph.set_mark(z, x, "arrow")
+                found |= 1 << x
+        graph.marks["arrow"][z] |= found
+        graph.marks["circle"][z] &= ~found
 
 
 def orient(graph: CausalGraph, rules: Sequence[Rule]) -> None:

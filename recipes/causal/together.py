@@ -38,8 +38,9 @@ class Together:
             [[near >> j & 1 for j in range(len(graph))] for near in graph.adjacent], dtype=np.bool_
         )
         best, chosen = self.test.best_single(adjacent, ordered=graph.ordered)
-        for i, j in np.argwhere(best > self.alpha).tolist():
-            graph.remove(i, j, 1 << int(chosen[i, j]))
+        i, j = np.nonzero(best > self.alpha)
+        by = chosen[i, j].tolist()
+        graph.cut((x, y, 1 << z) for x, y, z in zip(i.tolist(), j.tolist(), by, strict=True))
 
     def further(self, size: int) -> bool:
         """Remove what admissible sets of ``size`` separate; whether there was any."""
@@ -56,8 +57,8 @@ class Together:
                 if questions.count >= BATCH:
                     removed += questions.answer(self.test, self.alpha)
         removed += questions.answer(self.test, self.alpha)
-        for i, j, separation in removed:
-            graph.remove(i, j, separation)
+        if found:
+            graph.cut(removed)
         return found
 
     def _sets(self, i: int, j: int, ancestors: list[int], size: int) -> dict[tuple[int, ...], int]:

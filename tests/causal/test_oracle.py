@@ -55,9 +55,14 @@ def shuffled(parents: truth.Parents, observed: int, seed: int) -> truth.Parents:
 
 
 def learned(
-    parents: truth.Parents, observed: int, *, ordered: bool = False, bias: bool = False
+    parents: truth.Parents,
+    observed: int,
+    *,
+    ordered: bool = False,
+    bias: bool = False,
+    stable: bool = True,
 ) -> truth.Marks:
-    graph = CausalGraph(range(observed), ordered=ordered, stable=True)
+    graph = CausalGraph(range(observed), ordered=ordered, stable=stable)
     return learn(Oracle(parents, observed), graph, 0.5, selection_bias=bias).edges()
 
 
@@ -87,6 +92,7 @@ def against_definition() -> int:
         expected = truth.common_marks(parents, 5)
         # Nothing was selected on, and the rules that allow for it must not see it.
         missed += not learned(parents, 5) == learned(parents, 5, bias=True) == expected
+        missed += learned(parents, 5, stable=False).keys() != expected.keys()
     return missed
 
 
@@ -96,6 +102,7 @@ def ordered_against_dag() -> int:
     for parents in dags(1, 6, GRAPHS):
         right = truth.ancestral_graph(parents, 6)
         found = learned(parents, 6, ordered=True)
+        missed += learned(parents, 6, ordered=True, stable=False).keys() != right.keys()
         missed += found.keys() != right.keys() or not all(
             marks[1] == "arrow" and marks[0] in ("circle", right[edge][0])
             for edge, marks in found.items()

@@ -103,3 +103,12 @@ def test_one_graph_each(counts: dict[str, list[int]], varied: str) -> None:
 def test_the_published_order_of_work_gives_several(counts: dict[str, list[int]]) -> None:
     """So the test above can tell."""
     assert sum(count > 1 for count in counts["names, published way"]) > 10
+
+
+@pytest.mark.parametrize("stable", [True, False])
+def test_an_end_that_rules_disagree_on_keeps_its_circle(stable: bool) -> None:
+    """``0 *→ 1 o—o 2 ←* 3``: R1 asks for 1 → 2 and for 2 → 1. Whoever comes first wins, or nobody."""
+    marks = {(0, 1): ("circle", "arrow"), (1, 2): ("circle", "circle"), (2, 3): ("arrow", "circle")}
+    graph = causal.CausalGraph.of_edges(range(4), marks, ordered=False, stable=stable)
+    orientation.orient(graph, orientation.ARROWS)
+    assert graph.edges()[1, 2] == (("circle", "circle") if stable else ("tail", "arrow"))
