@@ -467,4 +467,8 @@ def _extended(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]
             if name in inputs:
                 zeros = inputs[name].new_zeros(1, len(answer))
                 extended[name] = torch.cat([inputs[name], zeros], dim=1)
+    if "cross_attention_mask" in inputs:
+        # [1, N, images, tiles]: an answer sees what the prompt's last token sees.
+        last = inputs["cross_attention_mask"][:, -1:].expand(-1, len(answer), -1, -1)
+        extended["cross_attention_mask"] = torch.cat([inputs["cross_attention_mask"], last], dim=1)
     return extended
