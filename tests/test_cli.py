@@ -89,7 +89,7 @@ def test_explain_one_target_by_another_recipe(folder: Path, picture: Path, tmp_p
     assert sorted(p.name for p in tmp_path.glob("*.png")) == ["1-logprob-red.png"]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["recipe"] == "rollout"
-    assert summary["tokens"][0]["target"] == {"index": 1, "kind": "logprob"}
+    assert summary["tokens"][0]["target"] == lp.Target(1, "logprob").to_json()
 
 
 def test_record_then_show(

@@ -231,7 +231,7 @@ def test_sites_that_the_model_skips_are_named(
 ) -> None:
     layer = fresh.probe.model.model.language_model.layers[1]
     monkeypatch.setattr(layer, "forward", lambda hidden, **_: hidden)
-    with pytest.raises(CaptureError, match=r"never reached the attention of language\.layers\.1:"):
+    with pytest.raises(CaptureError, match=r"never reached language\.layers\.1\.attention:"):
         fresh.explain("relevancy")
 
 
