@@ -6,7 +6,7 @@ product: it starts as the unit row of the predicting position and takes up ``r â
 the order in which a backward pass meets the layers, so the row is ready when the backward pass ends.
 
 ``dense`` has the published definitions on matrices, for small inputs and for checking; ``push`` moves rows through
-one layer; ``recipe`` is the recipe. docs/relevancy.md derives it.
+one layer, ``crossing`` across to a context; ``recipe`` is the recipe. docs/relevancy.md derives it.
 """
 
 from lvlm_probe.recipes.relevancy.dense import (
