@@ -277,8 +277,8 @@ def page(fast: dict[str, Any], right: dict[str, Any]) -> str:
             for r in fast["one"]
         ),
         "",
-        "Many heads, side by side in processes; starting a second process takes a few seconds, so it pays for large "
-        "graphs only.",
+        "Many heads, side by side in processes; starting a second process takes a few seconds; the table "
+        "tells whether it pays.",
         "",
         "| heads | nodes | attention | α | processes | seconds |",
         "|---|---|---|---|---|---|",
