@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import LayerSite, Sites
-from lvlm_probe.attention import AttentionCall, AttentionMask, describe_mask, site_name
+from lvlm_probe.attention import AttentionCall, site_name
 from lvlm_probe.checkpointing import checkpointed
 from lvlm_probe.errors import CaptureError
 from lvlm_probe.hooks import Tap, observed, untouched
 from lvlm_probe.layout import TokenLayout
+from lvlm_probe.mask import AttentionMask, describe_mask
 from lvlm_probe.target import Target
 
 __all__ = ["TOWERS", "Capture", "Sink", "attention_sites", "stream"]
