@@ -45,9 +45,9 @@ def make(
     Raises:
         KeyError: If there is no such pair.
     """
-    shim.install()
     if name not in PAIRS:
         raise KeyError(f"no pair {name!r}; there are {', '.join(NAMES)}")
+    shim.install()
     pair = PAIRS[name]
     made = processor(pair, backend=backend)
     return _model(pair, len(made.tokenizer), attention, seed), made

@@ -10,7 +10,7 @@ so that whatever does not call :func:`install` runs as if there were none.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -57,11 +57,10 @@ def _import() -> None:
         if not (FOLDER / "torchvision").is_dir():
             raise RuntimeError(f"there is no torchvision in {FOLDER}: run make setup")
         sys.path.append(str(FOLDER))
+    # Where its compiled part does not load, the import ends in "operator torchvision::nms does not exist".
     try:
         import torchvision
-    except (
-        RuntimeError
-    ):  # "operator torchvision::nms does not exist": its compiled part did not load
+    except RuntimeError:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         library = torch.library.Library("torchvision", "DEF")
