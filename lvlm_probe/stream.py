@@ -220,7 +220,7 @@ class _Run:
                 "module: the adapter's paths lead past this model's computation"
             )
         inputs = [start for start in self.starts if any(start is v for v in self.inputs.values())]
-        grads: list[Tensor | None]
+        grads: Sequence[Tensor | None]
         if self.recomputed:
             scalar.backward(retain_graph=not last)
             grads = [start.grad for start in inputs]
