@@ -27,11 +27,15 @@ from lvlm_probe.layout import TokenLayout
 
 __all__ = ["discover"]
 
-_CROSS = re.compile(r"cross|enc_?dec|encoder_(decoder_)?att", re.IGNORECASE)
-_MLP = re.compile(r"mlp|feed_?forward|ffn|fc2|output_query|^output$|DenseReluDense", re.IGNORECASE)
-_NORM = re.compile(r"norm|^ln_f$", re.IGNORECASE)
+_CROSS = re.compile(r"cross|enc_?dec|encoder_(decoder_)?att", re.I)
+_MLP = re.compile(
+    r"^(?!.*(norm|conv|gate|hyper|_hc)).*(mlp|feed_?forward|ffn|fc2|output_query|DenseRelu|^output$)",
+    re.I,
+)
+_NORM = re.compile(r"^(?!.*(norm.*emb|project)).*(norm|^ln_f$)", re.I)
 _PROJECTOR = re.compile(
-    r"project|connector|merger|resampler|adapter|aligner|abstractor|bridge|perceiver", re.IGNORECASE
+    r"project|connector|merger|resampler|adapter|aligner|abstractor|bridge|perceiver|embed_vision",
+    re.I,
 )
 _SOUND = ("input_features", "input_values", "audio_values", "protein_input_ids")
 
@@ -100,6 +104,15 @@ class _Discovery:
             if _attends(module) and (tower := self._tower(path)) is not None:
                 cross = any(_CROSS.search(part) for part in path.split(".")[-2:])
                 self.found.setdefault(tower, []).append(_Found(path, cross))
+        for tower in ("encoder", "language"):
+            self.found[tower] = self._over_tokens(self.found.get(tower, []))
+
+    def _over_tokens(self, sites: list[_Found]) -> list[_Found]:
+        """Without those that mix layers: where a language model uses transformers' function, tokens go through that."""
+        plain = [
+            site for site in sites if attention_kind(type(self.modules[site.path])) == "interface"
+        ]
+        return plain or sites
 
     def _roots(self) -> dict[str, str]:
         """Tower by path of its outermost module; the longest path that contains a site decides."""
@@ -120,7 +133,14 @@ class _Discovery:
             _inside(path, image) for path, tower in roots.items() if tower == "language"
         ):
             roots[image] = "vision"
+            roots.update(dict.fromkeys(self._texts(image), "encoder"))
         return roots
+
+    def _texts(self, root: str) -> list[str]:
+        """Language models within an encoder of images and text."""
+        return [
+            p for p, m in self.modules.items() if _inside(p, root) and hasattr(m, "embed_tokens")
+        ]
 
     def _add_halves(self, roots: dict[str, str], decoder: str | None) -> None:
         """Encoder and decoder of a language model that has both."""
@@ -195,7 +215,6 @@ class _Discovery:
             return None
         holder = sites[-1].layer.rpartition(".")[0].rpartition(".")[0]
         names = [name for name, _ in self.modules[holder].named_children() if _NORM.search(name)]
-        names = [name for name in names if "emb" not in name] or names
         return ".".join(filter(None, (holder, names[-1]))) if names else None
 
     def head(self) -> str | None:
@@ -203,12 +222,19 @@ class _Discovery:
         return self._asked("get_output_embeddings") or None
 
     def projector(self) -> str | None:
-        """The outermost module between the towers whose name says so."""
+        """The outermost module between the towers whose name says so; else the last such child of the image encoder."""
+        images = [root for root, tower in self.roots.items() if tower == "vision"]
+        within: str | None = None
         for path in self.modules:
-            inside = [self.roots[root] for root in self.roots if _inside(path, root)]
-            if path and "language" not in inside and _PROJECTOR.search(path.split(".")[-1]):
+            if not path or not _PROJECTOR.search(path.split(".")[-1]):
+                continue
+            if not any(_inside(path, root) for root in self.roots):
                 return path
-        return None
+            if path.rpartition(".")[0] in images and not re.search(
+                "patch|list", path.split(".")[-1]
+            ):
+                within = path
+        return within
 
 
 def _attends(module: nn.Module) -> bool:

@@ -38,7 +38,7 @@ Kind = Literal["interface", "function", "softmax", "module"]
 _CALLS: dict[Kind, str] = {
     "interface": r"attention_interface",
     "function": r"\w*scaled_dot_product_attention",
-    "softmax": r"\w*softmax",
+    "softmax": r"\w*[sS]oftmax",
 }
 _CAPTURING = (
     "_output_capturing_hooks_installed"  # how transformers marks a model that has its hooks
@@ -165,8 +165,8 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
     watching: dict[str, list[Tap]] = {}
     for tap in taps:
         module = _descend(envoy, tap.path)
-        location = _operation(module, tap.path) if tap.attention else module.path
-        watching.setdefault(location, []).append(tap)
+        for location in _operations(module, tap.path) if tap.attention else [module.path]:
+            watching.setdefault(location, []).append(tap)
 
     class Relay(Cache):
         def __init__(self) -> None:
@@ -183,7 +183,10 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
             else:
                 args, kwargs = self.visits[location].pop()
                 for tap in watching[location]:
-                    if tap.observer is not None:
+                    # An assignment of the attention function goes by the same name as its calls.
+                    if tap.observer is not None and not (
+                        tap.attention and inspect.isroutine(value)
+                    ):
                         tap.observer(args, kwargs, value)
 
     return Relay()
@@ -223,26 +226,28 @@ def attention_kind(module: type[nn.Module]) -> Kind | None:
     return next((kind for kind, name in _CALLS.items() if re.search(rf"{name}\(", source)), None)
 
 
-def _operation(module: Any, path: str) -> str:
-    """Where nnsight locates the attention function that this module calls.
+def _operations(module: Any, path: str) -> list[str]:
+    """Where nnsight locates the calls of the attention function in this module; one forward runs some of them.
 
     Raises:
         CaptureError: If it calls none that can be watched.
     """
     kind = attention_kind(type(module._module))
     if kind == "module":
-        return module.path
+        return [module.path]
     names: list[str] = []
     if kind is not None:
-        names = [n for n in module.source.names if re.match(rf"{_CALLS[kind]}_\d+$", n)]
+        known = list(module.source.names)
+        names = [name for name in known if re.match(rf"{_CALLS[kind]}_\d+$", name)]
+        # nn.Softmax(...)(scores): its call comes after its making.
+        names = [known[known.index(n) + 1] if n.startswith("nn_Softmax") else n for n in names]
     if not names:
         raise CaptureError(
             f"module {path!r} ({type(module._module).__name__}) calls no attention function that can be "
             "watched: name the module whose forward calls attention_interface, "
             "scaled_dot_product_attention or softmax in the adapter"
         )
-    # An assignment of the function comes before its call, under the same name.
-    return f"{module.path}.source.{names[-1]}"
+    return [f"{module.path}.source.{name}" for name in names]
 
 
 def _interleave(envoy: Any, relay: Any, call: Callable[[], T]) -> T:

@@ -179,7 +179,7 @@ class _Run:
             self._start_at_pixels()
         logits = self._forward()
         complete = self.want.attention or self.want.attention_output
-        self.visits.end_of_forward(complete=complete)
+        self.visits.end_of_forward(logits, complete=complete)
         if self.want.logits:
             self.sink.tensor("language.logits", logits.detach())
         passes = 1 + len(self.targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,6 +56,7 @@ class Visits:
         self.again: dict[str, int] = {}  # visits in a layer that is computed again
         self.arrived: dict[str, list[tuple[int, Visit]]] = {}  # with their gradients
         self.fired: set[str] = set()
+        self.nodes: dict[str, list[Any]] = {}  # where each site's visits stand in autograd's graph
 
     def add(self, site: Site, visit: Visit) -> int | None:
         """Take a visit, in the forward pass or as a layer is computed again.
@@ -81,6 +82,7 @@ class Visits:
             # Images may go one by one through all of the vision encoder; a text goes through its layers once.
             self._hand_on([other for other in self.pending if other != name])
         self.pending.setdefault(name, []).append(visit)
+        self.nodes.setdefault(name, []).append(visit.watched.grad_fn)
         return len(self.pending[name]) - 1
 
     def _over_tokens(self, site: Site, visit: Visit) -> bool:
@@ -98,10 +100,11 @@ class Visits:
             outputs = [visit.output for visit in visits]
             self.sink.call(call, outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
 
-    def end_of_forward(self, *, complete: bool) -> None:
-        """Hand on what is left.
+    def end_of_forward(self, logits: Tensor, *, complete: bool) -> None:
+        """Hand on what is left, and tell which sites the logits depend on.
 
         Args:
+            logits: What the forward pass gave.
             complete: Whether every site must have been reached.
 
         Raises:
@@ -116,7 +119,16 @@ class Visits:
             raise CaptureError(
                 f"the forward pass never reached {_listed(missing)}: mend the paths of the adapter"
             )
-        self.sink.forwarded(self.sizes)
+        self.sink.forwarded({name: self.sizes[name] for name in self._feeding(logits)})
+        self.nodes.clear()
+
+    def _feeding(self, logits: Tensor) -> list[str]:
+        """Sites that the logits depend on, as far as autograd's graph tells: all of them where it has none."""
+        if not self.sites.discovered or logits.grad_fn is None:
+            return list(self.sizes)
+        reached = _reached(logits.grad_fn)
+        # In a layer that is to be computed again there is no graph yet; what starts one has no node.
+        return [n for n in self.sizes if any(v is None or v in reached for v in self.nodes[n])]
 
     def _of_language(self, names: Sequence[str]) -> bool:
         return any(name.startswith("language.") for name in names)
@@ -156,6 +168,17 @@ class Visits:
                 f"the backward pass of target {target.name!r} brought no gradient to {_listed(missing)}: these "
                 "layers do not feed the answer; let the adapter's vision_depth leave them out"
             )
+
+
+def _reached(node: Any) -> set[Any]:
+    """Every node of autograd's graph that this one was computed from."""
+    found, waiting = {node}, [node]
+    while waiting:
+        for before, _ in waiting.pop().next_functions:
+            if before is not None and before not in found:
+                found.add(before)
+                waiting.append(before)
+    return found
 
 
 def _listed(names: Sequence[str]) -> str:
