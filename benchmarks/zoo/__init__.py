@@ -1,0 +1,1 @@
+"""Tiny random models of the Hugging Face vision-language families, and their real processors."""

@@ -1,0 +1,103 @@
+"""Families that see one square picture."""
+
+from __future__ import annotations
+
+from zoo.pair import VOCAB, Made, Pair, clip, decoder, siglip
+from zoo.tokens import ID
+
+__all__ = ["PAIRS"]
+
+SQUARE = {"height": 56, "width": 56}
+IMAGE = {"image_token": "<image>"}
+OPT = {
+    "model_type": "opt", "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 3, "ffn_dim": 128,
+    "num_attention_heads": 4, "word_embed_proj_dim": 64, "max_position_embeddings": 512,
+    "pad_token_id": ID["<pad>"], "bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"],
+}  # fmt: skip
+QFORMER = {
+    "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
+    "encoder_hidden_size": 64, "cross_attention_frequency": 2, "pad_token_id": ID["<pad>"],
+}  # fmt: skip
+
+PAIRS = {
+    "llava": Pair(
+        config={
+            "model_type": "llava", "image_token_id": ID["<image>"], "vision_feature_layer": -2,
+            "vision_feature_select_strategy": "default", "vision_config": clip(projection_dim=64),
+            "text_config": decoder(),
+        },
+        processor=Made("LlavaProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        }),
+        image=Made("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
+        names=IMAGE, first=True,
+    ),
+    "paligemma": Pair(
+        config={
+            "model_type": "paligemma", "image_token_index": ID["<image>"], "projection_dim": 64, "hidden_size": 64,
+            "vision_config": siglip(projection_dim=64, num_image_tokens=49), "text_config": decoder("gemma"),
+        },
+        processor=Made("PaliGemmaProcessor"),
+        image=Made("SiglipImageProcessor", {"size": SQUARE, "image_seq_length": 49}),
+        names=IMAGE, template=None, prompt="{place}{question}",
+    ),
+    "gemma3": Pair(  # 8 × 8 patches, pooled to 4 × 4
+        config={
+            "model_type": "gemma3", "image_token_index": ID["<image_soft_token>"], "mm_tokens_per_image": 16,
+            "boi_token_index": ID["<start_of_image>"], "eoi_token_index": ID["<end_of_image>"],
+            "vision_config": siglip(image_size=64),
+            "text_config": decoder(
+                "gemma3_text", query_pre_attn_scalar=16, sliding_window=24,
+                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            ),
+        },
+        processor=Made("Gemma3Processor", {"image_seq_length": 16}),
+        image=Made("Gemma3ImageProcessor", {"size": {"height": 64, "width": 64}}),
+        place="<start_of_image>", token="<image_soft_token>", first=True,
+        names={
+            "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+        },
+    ),
+    "blip-2": Pair(
+        config={
+            "model_type": "blip-2", "num_query_tokens": 8, "image_token_index": ID["<image>"],
+            "vision_config": clip("blip_2_vision_model"),
+            "qformer_config": {"model_type": "blip_2_qformer", **QFORMER}, "text_config": OPT,
+        },
+        processor=Made("Blip2Processor", {"num_query_tokens": 8}),
+        image=Made("BlipImageProcessor", {"size": SQUARE}),
+        names={}, template=None, first=True, prompt="question : {question} answer :",
+    ),
+    "instructblip": Pair(
+        config={
+            "model_type": "instructblip", "num_query_tokens": 8, "image_token_index": ID["<image>"],
+            "vision_config": clip("instructblip_vision_model"),
+            "qformer_config": {"model_type": "instructblip_qformer", **QFORMER}, "text_config": decoder(),
+        },
+        processor=Made("InstructBlipProcessor", {"num_query_tokens": 8}),
+        image=Made("BlipImageProcessor", {"size": SQUARE}),
+        parts={"qformer_tokenizer": Made("tokenizer")}, template=None, first=True, prompt="{question}",
+    ),
+    "florence2": Pair(  # four stages of window and channel attention, each halving the grid: 96 -> 24 -> 12 -> 6 -> 3
+        config={
+            "model_type": "florence2", "image_token_id": ID["<image>"],
+            "vision_config": {
+                "model_type": "florence_vision", "depths": (1, 1, 2, 1), "embed_dim": (16, 32, 48, 64),
+                "num_heads": (2, 4, 4, 4), "num_groups": (2, 4, 4, 4), "window_size": 4, "projection_dim": 64,
+                "drop_path_rate": 0.0,
+            },
+            "text_config": {
+                "model_type": "bart", "vocab_size": VOCAB, "d_model": 64, "encoder_layers": 3, "decoder_layers": 3,
+                "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 128,
+                "decoder_ffn_dim": 128, "max_position_embeddings": 512, "pad_token_id": ID["<pad>"],
+                "bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"], "decoder_start_token_id": ID["</s>"],
+                "forced_eos_token_id": None, "is_encoder_decoder": True,
+            },
+        },
+        processor=Made("Florence2Processor"),
+        image=Made("CLIPImageProcessor", {
+            "size": {"height": 192, "width": 192}, "do_center_crop": False, "image_seq_length": 37,
+        }),
+        names=IMAGE, template=None, prompt="{question}",
+    ),
+}  # fmt: skip

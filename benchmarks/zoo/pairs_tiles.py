@@ -1,0 +1,166 @@
+"""Families that cut a picture into tiles, most with a thumbnail of the whole, some with separators between."""
+
+from __future__ import annotations
+
+from zoo.pair import Made, Pair, clip, decoder, siglip
+from zoo.tokens import ID
+
+__all__ = ["PAIRS"]
+
+TILE = {"height": 64, "width": 64}
+PINPOINTS = [[56, 112], [112, 56], [112, 112]]
+IMAGE = {"image_token": "<image>"}
+VIDEO = {"size": TILE, "do_sample_frames": False}
+
+PAIRS = {
+    "llava_next": Pair(
+        config={
+            "model_type": "llava_next", "image_token_id": ID["<image>"], "image_grid_pinpoints": PINPOINTS,
+            "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+            "vision_config": clip(projection_dim=64), "text_config": decoder("mistral"),
+        },
+        processor=Made("LlavaNextProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        }),
+        image=Made("LlavaNextImageProcessor", {
+            "size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "image_grid_pinpoints": PINPOINTS,
+        }),
+        names=IMAGE, first=True,
+    ),
+    "llava_onevision": Pair(
+        config={
+            "model_type": "llava_onevision", "image_token_id": ID["<image>"], "video_token_id": ID["<video>"],
+            "image_grid_pinpoints": PINPOINTS, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_9", "vision_config": siglip(), "text_config": decoder("qwen2"),
+        },
+        processor=Made("LlavaOnevisionProcessor", {"num_image_tokens": 49, "vision_feature_select_strategy": "full"}),
+        image=Made("LlavaOnevisionImageProcessor", {
+            "size": {"height": 56, "width": 56}, "image_grid_pinpoints": PINPOINTS,
+        }),
+        parts={"video_processor": Made("LlavaOnevisionVideoProcessor", {"size": {"height": 56, "width": 56}})},
+        names={"image_token": "<image>", "video_token": "<video>"},
+    ),
+    "internvl": Pair(  # 8 × 8 patches a tile, shuffled to 4 × 4
+        config={
+            "model_type": "internvl", "image_token_id": ID["<IMG_CONTEXT>"], "downsample_ratio": 0.5,
+            "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
+            "vision_config": clip("internvl_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5),
+            "text_config": decoder("qwen2"),
+        },
+        processor=Made("InternVLProcessor", {"image_seq_length": 16}),
+        image=Made("GotOcr2ImageProcessor", {"size": TILE, "crop_to_patches": True, "max_patches": 6}),
+        parts={"video_processor": Made("InternVLVideoProcessor", {"size": TILE})},
+        place="<IMG_CONTEXT>", token="<IMG_CONTEXT>",
+        names={
+            "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+    ),
+    "idefics3": Pair(  # 8 × 8 patches a tile, shuffled to 4 × 4
+        config={
+            "model_type": "idefics3", "image_token_id": ID["<image>"], "scale_factor": 2,
+            "vision_config": clip("idefics3_vision", image_size=64), "text_config": decoder(),
+        },
+        processor=Made("Idefics3Processor", {"image_seq_len": 16}),
+        image=Made("Idefics3ImageProcessor", {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}),
+        first=True,
+    ),
+    "smolvlm": Pair(
+        config={
+            "model_type": "smolvlm", "image_token_id": ID["<image>"], "scale_factor": 2,
+            "vision_config": clip("smolvlm_vision", image_size=64), "text_config": decoder(),
+        },
+        processor=Made("SmolVLMProcessor", {"image_seq_len": 16}),
+        image=Made("SmolVLMImageProcessor", {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}),
+        parts={"video_processor": Made("SmolVLMVideoProcessor", {
+            "size": {"longest_edge": 64}, "max_image_size": {"longest_edge": 64},
+        })},
+        names={
+            "fake_image_token": "<fake_token_around_image>", "image_token": "<image>",
+            "global_image_token": "<global-img>", "end_of_utterance_token": "<end_of_utterance>",
+        },
+    ),
+    "mllama": Pair(  # nothing in the sequence: the language model attends across to the tiles
+        config={
+            "model_type": "mllama", "image_token_index": ID["<|image|>"],
+            "vision_config": {
+                "model_type": "mllama_vision_model", "hidden_size": 64, "intermediate_size": 128,
+                "num_hidden_layers": 3, "num_global_layers": 1, "attention_heads": 4, "image_size": 56,
+                "patch_size": 8, "vision_output_dim": 192, "intermediate_layers_indices": [0, 2],
+            },
+            "text_config": decoder(
+                "mllama_text_model", num_hidden_layers=4, cross_attention_layers=[1, 3], rope_parameters=None,
+            ),
+        },
+        processor=Made("MllamaProcessor"),
+        image=Made("MllamaImageProcessor", {"size": {"height": 56, "width": 56}, "max_image_tiles": 4}),
+        place="<|image|>", token=None, names={"image_token": "<|image|>"},
+    ),
+    "aya_vision": Pair(  # 8 × 8 patches a tile, shuffled to 4 × 4
+        config={
+            "model_type": "aya_vision", "image_token_index": ID["<|IMG_PATCH|>"], "downsample_factor": 2,
+            "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+            "vision_config": siglip(image_size=64),
+            "text_config": decoder("cohere2", logit_scale=1.0, sliding_window=64),
+        },
+        processor=Made("AyaVisionProcessor", {"patch_size": 8, "img_size": 64, "downsample_factor": 2}),
+        image=Made("GotOcr2ImageProcessor", {"size": TILE, "crop_to_patches": True, "max_patches": 6}),
+        token="<|IMG_PATCH|>",
+    ),
+    "llama4": Pair(  # 8 × 8 patches a tile and a class token, shuffled to 4 × 4; experts in every second layer
+        config={
+            "model_type": "llama4", "image_token_index": ID["<|patch|>"],
+            "boi_token_index": ID["<|image_start|>"], "eoi_token_index": ID["<|image_end|>"],
+            "vision_config": clip(
+                "llama4_vision_model", image_size=64, intermediate_size=256, vision_output_dim=64, projector_input_dim=64,
+                projector_output_dim=64, pixel_shuffle_ratio=0.5,
+            ),
+            "text_config": decoder(
+                "llama4_text", intermediate_size_mlp=128, num_local_experts=2, interleave_moe_layer_step=2,
+                no_rope_layer_interval=3, attention_chunk_size=64,
+            ),
+        },
+        processor=Made("Llama4Processor", {"patch_size": 8, "pixel_shuffle_ratio": 0.5}),
+        image=Made("Llama4ImageProcessor", {"size": TILE, "max_patches": 6}),
+        place="<|image|>", token="<|patch|>",
+    ),
+    "lfm2_vl": Pair(  # tiles of 8 × 8 patches and a thumbnail of its own shape, both merged 2 × 2
+        config={
+            "model_type": "lfm2_vl", "image_token_id": ID["<image>"], "downsample_factor": 2,
+            "projector_hidden_size": 64,
+            "vision_config": {
+                "model_type": "siglip2_vision_model", "hidden_size": 64, "intermediate_size": 128,
+                "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 8, "num_patches": 64,
+                "vision_use_head": False,
+            },
+            "text_config": decoder(
+                "lfm2", block_auto_adjust_ff_dim=False, layer_types=["conv", "full_attention", "full_attention"],
+            ),
+        },
+        processor=Made("Lfm2VlProcessor"),
+        image=Made("Lfm2VlImageProcessor", {
+            "encoder_patch_size": 8, "tile_size": 64, "min_tiles": 2, "max_tiles": 6, "min_image_tokens": 4,
+            "max_image_tokens": 16,
+        }),
+        names={
+            "image_token": "<image>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>",
+            "image_thumbnail_token": "<|img_thumbnail|>",
+        },
+    ),
+    "ovis2": Pair(  # a picture's tokens are a soft mixture of a visual vocabulary; strides of 2 × 2
+        config={
+            "model_type": "ovis2", "image_token_id": ID["<IMG_ATOM>"],
+            "visual_indicator_token_ids": [
+                ID[token] for token in ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+            ],
+            "vocab_size": 300, "hidden_size": 64,
+            "vision_config": clip(
+                "ovis2_vision", image_size=64, hidden_stride=2, vocab_size=128, num_visual_indicator_tokens=5,
+            ),
+            "text_config": decoder("qwen2"),
+        },
+        processor=Made("Ovis2Processor", {"image_seq_length": 16}),
+        image=Made("Ovis2ImageProcessor", {"size": TILE, "crop_to_patches": True, "max_patches": 6}),
+        token="<IMG_ATOM>",
+    ),
+}  # fmt: skip

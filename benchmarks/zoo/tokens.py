@@ -1,0 +1,87 @@
+"""One small word-level vocabulary for every family: plain words, and the special tokens that their processors write.
+
+A word is a token, and so is each digit, mark and line break; spaces only separate. What is unknown is ``<unk>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["ID", "MARKS", "SPECIAL", "VOCABULARY", "WORDS", "tokenizer"]
+
+MARKS = (*"0123456789", *".,:;?!-'\"()[]/<>_", "\n")
+
+PLAIN = """
+    a an and are as at be below block above beside between black blue bottom box bright brown by can circle color
+    corner cube dark describe detail do does edge empty for from full green grey has have here how i image in is it
+    large left line lines long many me middle near no noise not object objects of on one only or orange out over pattern
+    picture pink plain purple rectangle red right round see shape shapes short show shown side size small square tell than
+    that the there these thing things this three to top triangle two under user assistant system what where which
+    white wide with yellow yes you your frame frames video second seconds question answer original some crops help better
+    text caption locate paragraph category name region regions
+"""
+WORDS = tuple(PLAIN.split())
+"""Enough to ask "what color is the block ?", and to answer."""
+
+TILES = (
+    *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),  # Idefics 3 insists on 6 × 6
+    *(f"<|img_row_{r}_col_{c}|>" for r in range(1, 4) for c in range(1, 4)),
+    *(f"TILE_{i}" for i in range(1, 10)),
+)
+
+SPECIAL = (
+    "<pad>", "<s>", "</s>", "<unk>", "<mask>",
+    # Where an image goes, and around it.
+    "<image>", "<video>", "<audio>", "<image_soft_token>", "<start_of_image>", "<end_of_image>", "<img>", "</img>",
+    "<IMG_CONTEXT>", "<|image|>", "<|video|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>",
+    "<|image_start|>", "<|image_end|>", "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>", "<|img_thumbnail|>",
+    "<|START_OF_IMG|>", "<|END_OF_IMG|>", "<|IMG_PATCH|>", "<|IMG_LINE_BREAK|>", "TILE_GLOBAL", "[IMG]", "[IMG_BREAK]",
+    "[IMG_END]", "<IMG_START>", "<IMG_END>", "<IMG_ATOM>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>",
+    "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|python_tag|>",
+    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
+    "<imgpad>", "<|im_start|>", "<|im_end|>",
+    *TILES,
+)  # fmt: skip
+
+VOCABULARY = (*SPECIAL, *MARKS, *WORDS)
+ID: Mapping[str, int] = {token: index for index, token in enumerate(VOCABULARY)}
+"""Number of each token."""
+
+
+def tokenizer(names: Mapping[str, str] | None = None, *, first: bool = False) -> Any:
+    """A fast tokenizer of :data:`VOCABULARY`.
+
+    Args:
+        names: What a family's processor expects its tokenizer to call some tokens: ``{"image_token": "<image>"}``.
+        first: Whether it writes ``<s>`` before every text, as Llama's does.
+    """
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        pre_tokenizers,
+        processors,
+    )
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(dict(ID), unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed"),
+            pre_tokenizers.Split(Regex(r"[A-Za-z]+"), "isolated"),
+            pre_tokenizers.Split(Regex(r"[^A-Za-z]"), "isolated"),
+        ]
+    )
+    backend.decoder = decoders.Sequence([decoders.Replace(Regex(r"^(?=[A-Za-z])"), " ")])
+    if first:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ID["<s>"])]
+        )
+    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+        mask_token="<mask>", extra_special_tokens=dict(names or {}),
+    )  # fmt: skip
