@@ -118,14 +118,18 @@ class _Measurement:
         self.attending = (*sites.vision, *sites.resampler)
 
     def layout(self) -> TokenLayout:
-        """Raises LayoutError where it cannot be told."""
+        """The layout.
+
+        Raises:
+            LayoutError: If the language model was not reached, or positions form no grid.
+        """
         met = self._run(self.source.inputs, cut=True)
         if met.hidden is None:
             raise LayoutError(
                 "the forward pass never reached the first layer of the language model "
                 f"({self.sites.language[0].layer!r}): mend the paths of the adapter"
             )
-        patches = self._places(met, met.patches if met.keys is None else met.keys)
+        patches = self._patch_places(met)
         tokens = self._places(met, met.hidden)
         if tokens is not None and (tokens.image >= 0).any() and tokens.mixing < _SCATTERED:
             spans = self._shown_spans(tokens, patches)
@@ -133,8 +137,7 @@ class _Measurement:
             spans = self._crossed_spans(patches)
         else:
             spans = self._query_spans(patches)
-        counted = met.patches if met.keys is None else met.keys
-        width = 0 if counted is None or not any(s.patches for s in spans) else len(counted)
+        width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
         return TokenLayout(*_ends(self.source, self.sites, len(met.hidden)), spans, width)
 
     def _run(self, inputs: Mapping[str, Tensor], *, cut: bool) -> Partial:
@@ -150,6 +153,22 @@ class _Measurement:
         found = feeds(targets, [met.leaves[name] for name in self.shown])
         return place(found, list(self.shown.values()), len(targets))
 
+    def _patch_places(self, met: Partial) -> Places | None:
+        """Where the vision encoder's positions lie; None where its attention takes them in another order."""
+        if met.keys is not None:
+            return self._places(met, met.keys)
+        places = self._places(met, met.patches)
+        if met.queries is None or places is None:
+            return places
+        asked = self._places(met, met.queries)
+        if asked is None or len(asked.image) != len(places.image):
+            return None
+        same = all(
+            bool((a == b).all())
+            for a, b in ((asked.image, places.image), (asked.x, places.x), (asked.y, places.y))
+        )
+        return places if same else None
+
     def _shown_spans(self, tokens: Places, patches: Places | None) -> tuple[ImageSpan, ...]:
         edges = self._edges(tokens)
         spans: list[ImageSpan] = []
@@ -163,7 +182,11 @@ class _Measurement:
         return tuple(spans)
 
     def _edges(self, tokens: Places) -> list[tuple[int, int]]:
-        """Where each image's positions begin and end; those of a separator of the same id belong to it."""
+        """Where each image's positions begin and end; those of a separator of the same id belong to it.
+
+        Raises:
+            LayoutError: If no position shows an image.
+        """
         ids = self.source.inputs["input_ids"][0].tolist()
         known = len(ids) == len(tokens.image)
         edges: list[tuple[int, int]] = []
@@ -200,7 +223,11 @@ class _Measurement:
         return grids
 
     def _crossed_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
-        """The image is attended to across; the prompt has a token for it, or none."""
+        """The image is attended to across; the prompt has a token for it, or none.
+
+        Raises:
+            LayoutError: If what is attended to forms no grid.
+        """
         ids = self.source.inputs["input_ids"][0].tolist()
         config = self.source.config
         place = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
@@ -223,7 +250,11 @@ class _Measurement:
         return tuple(spans)
 
     def _query_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
-        """Positions that see an image through attention alone: queries, each of which saw all of it."""
+        """Positions that see an image through attention alone: queries, each of which saw all of it.
+
+        Raises:
+            LayoutError: If no position depends on an image.
+        """
         plain = self._run(self.source.inputs, cut=False).hidden
         spans: list[ImageSpan] = []
         for number, size in enumerate(self.source.image_sizes):

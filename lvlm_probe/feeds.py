@@ -9,6 +9,7 @@ each bit one backward pass tells which elements feed a position that has it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.adapter import LayerSite, Sites
 from lvlm_probe.hooks import Tap, observed, untouched
@@ -34,14 +37,16 @@ class Partial:
         hidden: What enters the first language (or encoder) layer, [N D].
         keys: Of the first cross-attention of the language model, one row a position; where the image reaches the
             language model in no other way.
-        patches: What enters the first vision layer, items of a batch laid end to end, [P D]; None where the first
-            attention there works on other positions (windows, say).
+        patches: What enters the first vision layer, items of a batch laid end to end, [P D].
+        queries: Of the first vision layer's attention calls, laid end to end in the same way, call by call, [P′ D];
+            None where these are plainly the positions of ``patches``, in their order.
     """
 
     leaves: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     hidden: Tensor | None = None
     keys: Tensor | None = None
     patches: Tensor | None = None
+    queries: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,26 +105,27 @@ class _Run:
     ) -> None:
         self.model, self.sites, self.inputs, self.gradients = model, sites, inputs, gradients
         self.found = Partial()
-        self.layer_input: Tensor | None = None
-        self.visits = 0
-        self.first = [*_encoder(sites), *sites.language][0]
+        self.entered: list[Tensor] = []
+        self.queries: list[Tensor] = []
+        self.first = _entrance(model, [*_encoder(sites), *sites.language][0].layer)
         across = [] if _encoder(sites) else [s.cross_attention for s in sites.language]
         self.across = next((path for path in across if path is not None), None)
 
     def __call__(self) -> None:
-        try:
+        cut = _WithoutAttention() if self.gradients else nullcontext()
+        with suppress(_FarEnough), cut:
             self.model(**self.inputs, use_cache=False)
-        except _FarEnough:
-            return
+        self._gather()
 
     def taps(self, cut: Sequence[LayerSite]) -> list[Tap]:
-        taps = [Tap(self.first.layer, entered=self._on_language)]
+        taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
             taps.append(Tap(self.across, entered=self._on_across, attention=True))
-        if self.sites.vision and self.sites.vision[0].attention is not None:
-            first = self.sites.vision[0]
-            taps.append(Tap(first.layer, entered=self._on_vision))
-            taps.append(Tap(first.attention, entered=self._on_vision_attention, attention=True))
+        for site in self.sites.vision[:1]:
+            if site.attention is not None:
+                seen = self._on_vision_attention
+                taps.append(Tap(site.layer, entered=self._on_vision))
+                taps.append(Tap(site.attention, entered=seen, attention=True))
         for site in cut:
             for path in (site.attention, site.cross_attention):
                 if path is not None:
@@ -138,22 +144,32 @@ class _Run:
         raise _FarEnough
 
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.visits += 1
-        self.layer_input = _hidden(args, kwargs)
-        if self.visits > 1:  # several images, one at a time
-            self.found.patches = None
+        self.entered.append(_hidden(args, kwargs))
 
     def _on_vision_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        query, hidden = _argument(args, kwargs, 1, "query"), self.layer_input
-        if hidden is None or self.visits > 1:
+        self.queries.append(_argument(args, kwargs, 1, "query"))
+
+    def _gather(self) -> None:
+        """Patches and queries as positions laid end to end."""
+        if not self.entered:
             return
-        items = hidden.shape[:-1]
-        # [B P D], or [P D] for one packed sequence: as the attention call has them, or not at all.
-        if (query.shape[0], query.shape[2]) == (
-            *(1,) * (2 - len(items)),
-            *items,
+        self.found.patches = torch.cat([v.reshape(-1, v.shape[-1]) for v in self.entered])
+        if len(self.entered) == len(self.queries) and all(
+            (*(1,) * (3 - hidden.ndim), *hidden.shape[:-1]) == (query.shape[0], query.shape[2])
+            for hidden, query in zip(self.entered, self.queries, strict=True)
         ):
-            self.found.patches = hidden.reshape(-1, hidden.shape[-1])
+            return
+        # [B H P d], one call an image or a window.
+        rows = [q.transpose(1, 2).flatten(2).flatten(0, 1) for q in self.queries]
+        self.found.queries = torch.cat(rows) if rows else self.found.patches[:0]
+
+
+def _entrance(model: nn.Module, layer: str) -> str:
+    """The first of a layer's siblings: a hybrid's first layers may have no attention, and still mix positions."""
+    parent, _, number = layer.rpartition(".")
+    if not number.isdigit():
+        return layer
+    return f"{parent}.{next(name for name, _ in model.get_submodule(parent).named_children())}"
 
 
 def _encoder(sites: Sites) -> tuple[LayerSite, ...]:
@@ -167,6 +183,16 @@ def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Tensor:
     return args[place] if len(args) > place else kwargs[name]
+
+
+class _WithoutAttention(TorchFunctionMode):
+    """Attention calls of torch hand no gradient on, also those that no site names: windows beside another, say."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result.detach() if func is scaled_dot_product_attention else result
 
 
 def _without_gradient(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -191,11 +217,11 @@ def feeds(targets: Tensor, leaves: Sequence[Tensor]) -> list[Feeds]:
     row = torch.arange(len(targets), device=targets.device)
 
     def gradients(scalar: Tensor) -> list[Tensor]:
-        grads = torch.autograd.grad(scalar, list(leaves), retain_graph=True, allow_unused=True)
-        return [
-            torch.zeros_like(leaf) if grad is None else grad.float()
-            for leaf, grad in zip(leaves, grads, strict=True)
-        ]
+        # Inputs that feed none of the targets have zeros.
+        grads = torch.autograd.grad(
+            scalar, list(leaves), retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [grad.float() for grad in grads]
 
     whole = gradients(shares.sum())
     loudest = max(float(grad.abs().max()) for grad in whole)

@@ -33,6 +33,7 @@ class Places:
         height: The same.
         frame: Number of its tile; -1 where it shows parts of several.
         mixing: Share of the elements with a gradient that feed several positions.
+        error: How far a centre may be off, in pixels.
     """
 
     image: NDArray[np.int64]
@@ -42,6 +43,7 @@ class Places:
     height: NDArray[np.float64]
     frame: NDArray[np.int64]
     mixing: float
+    error: float
 
 
 def place(found: Sequence[Feeds], shown: Sequence[Shown], count: int) -> Places:
@@ -82,6 +84,7 @@ def place(found: Sequence[Feeds], shown: Sequence[Shown], count: int) -> Places:
         height=side(y, centre[1], pitch[1]),
         frame=np.where(one, np.round(tile), _MIXED).astype(np.int64),
         mixing=1 - float(used.sum()) / max(float(fed.sum()), 1.0),
+        error=max(s.error for s in shown),
     )
 
 
@@ -164,8 +167,9 @@ def _grid(places: Places, at: NDArray[Any], size: tuple[int, int]) -> PatchGrid 
     positions[row, column] = at
     if rows * columns != len(at) or (positions < 0).any():
         return None
-    left, right = _edges(places.x[at], column, columns, places.width[at], size[1])
-    top, bottom = _edges(places.y[at], row, rows, places.height[at], size[0])
+    near = 0.05 + places.error
+    left, right = _edges(places.x[at], column, columns, places.width[at], size[1], near)
+    top, bottom = _edges(places.y[at], row, rows, places.height[at], size[0], near)
     return _numbering(positions, Box(left, top, right, bottom))
 
 
@@ -200,10 +204,15 @@ def _indices(centres: NDArray[Any], side: float) -> NDArray[Any] | None:
 
 
 def _edges(
-    centres: NDArray[Any], index: NDArray[Any], cells: int, sides: NDArray[Any], limit: int
+    centres: NDArray[Any],
+    index: NDArray[Any],
+    cells: int,
+    sides: NDArray[Any],
+    limit: int,
+    near: float,
 ) -> tuple[float, float]:
     """Where the first cell begins and the last one ends; on the image's edge if they are as good as there."""
-    near = 0.05 + 3e-4 * limit
+    near += 3e-4 * limit
     if cells > 1:
         number = np.bincount(index)
         pitch, first = fit_line(

@@ -8,7 +8,7 @@ and white ones say which elements show an image at all, and two ramps between th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Shown:
         y: The same.
         frame: Number of the tile, or of the packed sequence, that holds the element.
         pitch: x and y pixels from one element to its neighbours in the tile; 0, 0 where elements are packed.
+        error: How far places may be off, in pixels; 0 where it is not known.
     """
 
     shape: tuple[int, ...]
@@ -52,6 +53,7 @@ class Shown:
     y: Floats
     frame: NDArray[np.int32]
     pitch: NDArray[np.float32]
+    error: float = 0.0
 
 
 def image_path(processor: Any) -> Prepare:
@@ -88,7 +90,7 @@ def trace_pixels(
     names = [n for n, value in inputs.items() if value.is_floating_point()]
 
     def run(shades: Sequence[Floats]) -> dict[str, Floats]:
-        made = prepare([Image.fromarray(np.stack([shade] * 3, -1)) for shade in _bytes(shades)])
+        made = prepare(_pictures(shades))
         return {name: _array(name, made.get(name), inputs[name]) for name in names}
 
     blank = [np.zeros(size, np.float32) for size in sizes]
@@ -104,13 +106,15 @@ def trace_pixels(
     for name in names:
         strengths = np.abs(np.stack([gain[name].ravel() for gain in gains]))
         if strengths.max() > 0:
-            found[name] = _place(
+            places = _place(
                 inputs[name].shape,
                 strengths,
                 np.sum([gain[name].ravel() for gain in gains], axis=0),
                 np.stack([(ramp[name] - black[name]).ravel() for ramp in ramps]),
                 sizes,
             )
+            coarse = _coarseness(np.stack([ramp[name] for ramp in ramps]))
+            found[name] = replace(places, error=places.error + coarse * max(map(max, sizes)))
     if not found:
         raise LayoutError(
             f"none of the inputs {', '.join(names) or '(none)'} depends on the pictures: which pixels a token shows "
@@ -141,7 +145,7 @@ def shown_by_itself(
             4, -1
         )
         tall, wide = (np.array(side, np.float32)[image] for side in zip(*sizes, strict=True))
-        pitch = np.stack([wide / width, tall / height])
+        pitch = np.stack([wide / width, tall / height]).astype(np.float32)
         found[name] = Shown(
             tuple(inputs[name].shape),
             image.astype(np.int16),
@@ -161,14 +165,22 @@ def shown_by_itself(
     return found
 
 
-def _bytes(shades: Sequence[Floats]) -> list[NDArray[np.uint8]]:
-    return [np.round(shade * 255).astype(np.uint8) for shade in shades]
+def _coarseness(values: Floats) -> float:
+    """Half a step of bfloat16 where the processor rounds to it: eight bits, in steps that do not average out."""
+    tensor = torch.from_numpy(values)
+    rounded = bool((tensor.bfloat16().float() == tensor).all())
+    return torch.finfo(torch.bfloat16).eps / 2 if rounded else 0.0
+
+
+def _pictures(shades: Sequence[Floats]) -> list[Image.Image]:
+    grey = [np.round(shade * 255).astype(np.uint8) for shade in shades]
+    return [Image.fromarray(np.stack([shade] * 3, -1)) for shade in grey]
 
 
 def _ramp(size: tuple[int, int], across: float, down: float) -> Floats:
     """From 0 to 1; pixel (y, x) has across · (x + ½) / X + down · (y + ½) / Y."""
     y, x = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in size)
-    return across * x[None, :] + down * y[:, None]
+    return (across * x[None, :] + down * y[:, None]).astype(np.float32)
 
 
 def _array(name: str, made: Any, wanted: Tensor) -> Floats:
@@ -226,32 +238,58 @@ def _fitted(
     x: Floats,
     y: Floats,
     full: NDArray[np.bool_],
-) -> tuple[NDArray[np.int16], Floats, Floats, NDArray[np.int32], NDArray[np.float32]] | None:
+) -> tuple[NDArray[np.int16], Floats, Floats, NDArray[np.int32], NDArray[np.float32], float] | None:
     """Lines through each frame's elements, so that padding has a place too; None where frames are no pictures."""
     number = np.empty(len(x), np.int32)
     owner, pitch = np.full(len(x), -1, np.int16), np.zeros((2, len(x)), np.float32)
-    across, down = np.zeros_like(x), np.zeros_like(y)
+    lines: dict[int, tuple[_Line, _Line]] = {}
+    owners: dict[int, int] = {}
     for n, frame in enumerate(frames):
         number[frame] = n
         here = full[frame]
         if not here.any():
             continue
-        owner[frame] = kind = image[frame][here][0]
-        if (image[frame][here] != kind).any():
+        kinds = np.unique(image[frame][here])
+        column, row = _line_along(x[frame], here, axis=2), _line_along(y[frame], here, axis=1)
+        if len(kinds) > 1 or column is None or row is None:
             return None
-        column = _line_along(x[frame], here, axis=2)
-        row = _line_along(y[frame], here, axis=1)
-        if column is None or row is None:
-            return None
-        height, width = frame.shape[1:]
-        across[frame] = (column[0] * (np.arange(width) + 0.5) + column[1])[None, None, :]
-        down[frame] = (row[0] * (np.arange(height) + 0.5) + row[1])[None, :, None]
-        pitch[0][frame], pitch[1][frame] = column[0], row[0]
-    return owner, across, down, number, pitch
+        lines[n], owners[n] = (column, row), int(kinds[0])
+    places = np.zeros_like(x), np.zeros_like(y)
+    for n, pair in lines.items():
+        frame = frames[n]
+        owner[frame] = owners[n]
+        others = [lines[m] for m, kind in owners.items() if kind == owners[n]]
+        for axis, (line, place) in enumerate(zip(pair, places, strict=True)):
+            slope, intercept = _steadied(line, [other[axis] for other in others])
+            centres = slope * (np.arange(frame.shape[2 - axis]) + 0.5) + intercept
+            place[frame] = centres[None, None, :] if axis == 0 else centres[None, :, None]
+            pitch[axis][frame] = slope
+    error = max(line.error for pair in lines.values() for line in pair)
+    return owner, *places, number, pitch, error
 
 
-def _line_along(values: Floats, full: NDArray[np.bool_], axis: int) -> tuple[float, float] | None:
-    """Slope and intercept over the centres of cells along an axis; None where values do not rise along it alone."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line through one frame's columns (or rows): ``at`` is their mean, ``value`` what lies there."""
+
+    slope: float
+    at: float
+    value: float
+    count: int
+    error: float  # of its ends, in pixels
+
+
+def _steadied(line: _Line, others: Sequence[_Line]) -> tuple[float, float]:
+    """Slope and intercept, the slope shared by all tiles of one scale: a sliver of a tile tells little of its own."""
+    alike = [o for o in others if abs(o.slope / line.slope - 1) < 0.03 + 1 / line.count]
+    # The error of a slope goes with the points' number to the power of -3/2.
+    weights = [float(o.count) ** 3 for o in alike]
+    slope = sum(w * o.slope for w, o in zip(weights, alike, strict=True)) / sum(weights)
+    return slope, line.value - slope * line.at
+
+
+def _line_along(values: Floats, full: NDArray[np.bool_], axis: int) -> _Line | None:
+    """A line over the centres of cells along an axis; None where values do not rise along it alone."""
     others = tuple(n for n in range(3) if n != axis)
     count = full.sum(others)
     total = np.where(full, values, 0).sum(others, dtype=np.float64)
@@ -263,7 +301,11 @@ def _line_along(values: Floats, full: NDArray[np.bool_], axis: int) -> tuple[flo
     fitted = np.expand_dims(slope * (np.arange(full.shape[axis]) + 0.5) + intercept, others)
     # A packed sequence goes back and forth along its axes: far from any line.
     off = float(np.abs(values - fitted)[full].mean())
-    return (slope, intercept) if off < 0.1 * abs(slope) * len(where) + 0.5 * abs(slope) else None
+    if off > 0.1 * abs(slope) * len(where) + 0.5 * abs(slope):
+        return None
+    at = float(np.mean(where + 0.5))
+    spread = float(np.median(np.abs(mean - slope * (where + 0.5) - intercept)))
+    return _Line(slope, at, slope * at + intercept, len(where), 3 * spread / len(where) ** 0.5)
 
 
 def fit_line(at: NDArray[Any], values: NDArray[Any]) -> tuple[float, float]:
