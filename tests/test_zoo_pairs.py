@@ -152,8 +152,10 @@ def watched(model: Any) -> Iterator[list[int]]:
         def watch(*arguments: Any, **keywords: Any) -> Any:
             result = plain(*arguments, **keywords)
             kept = getattr(result, "pooler_output", None)
-            if kept is None:  # Llama 4 projects afterwards
-                kept = result.last_hidden_state
+            if (
+                kept is None
+            ):  # Llama 4 projects afterwards; Granite 4 adds them inside the language model
+                kept = result.last_hidden_state if result.last_hidden_state is not None else []
             for part in kept if isinstance(kept, list | tuple) else [kept]:
                 found.append(part.numel() // part.shape[-1])
             return result
@@ -174,8 +176,11 @@ def pillow(name: str, plain: Any, picture: Any) -> float | None:
         return None
     other = pairs.ask(name, pairs.make(name, backend="pil")[1], picture, QUESTION)
     assert other.keys() == plain.keys()
-    assert other["pixel_values"].shape == plain["pixel_values"].shape
-    return float((other["pixel_values"] - plain["pixel_values"]).abs().mean())
+    return max(
+        float((other[key] - value).abs().mean())
+        for key, value in plain.items()
+        if value.is_floating_point()
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,8 @@ class Pair:
         parts: Further parts of the processor, by name.
         template: Chat template, with ``PLACE``; None if the family has none.
         prompt: The whole text where there is no template, with ``{place}`` and ``{question}``.
-        generation: Keywords that ``generate`` needs besides the processor's output.
+        start: The token with which an encoder–decoder's answer starts.
+        defaults: The processor's attributes that hold what its calls default to, where they are no settings.
     """
 
     config: Mapping[str, Any]
@@ -56,7 +57,8 @@ class Pair:
     parts: Mapping[str, Made] = field(default_factory=dict)
     template: str | None = CHAT
     prompt: str = "{place}{question}"
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
 
 def decoder(model_type: str = "llama", **changes: Any) -> dict[str, Any]:

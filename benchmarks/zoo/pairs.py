@@ -10,14 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoo import pairs_grid, pairs_square, pairs_tiles, shim
+from zoo import pairs_apart, pairs_grid, pairs_square, pairs_tiles, shim
 from zoo.pair import VOCAB, Pair
 from zoo.processors import processor
 from zoo.tokens import ID, SPECIAL
 
 __all__ = ["NAMES", "PAIRS", "ask", "make", "prompt"]
 
-PAIRS: Mapping[str, Pair] = {**pairs_square.PAIRS, **pairs_tiles.PAIRS, **pairs_grid.PAIRS}
+PAIRS: Mapping[str, Pair] = {
+    **pairs_square.PAIRS,
+    **pairs_tiles.PAIRS,
+    **pairs_grid.PAIRS,
+    **pairs_apart.PAIRS,
+}
 """Every family, by its ``model_type``."""
 
 FIRST = (
@@ -30,7 +35,7 @@ NAMES = (*FIRST, *sorted(set(PAIRS) - set(FIRST)))
 
 
 def make(
-    name: str, *, attention: str = "sdpa", seed: int = 0, backend: str | None = None
+    name: str, *, attention: str | None = None, seed: int = 0, backend: str | None = None
 ) -> tuple[Any, Any]:
     """A tiny random model and its processor.
 
@@ -38,7 +43,7 @@ def make(
 
     Args:
         name: One of :data:`NAMES`.
-        attention: The kernel, as transformers names it.
+        attention: The kernel, as transformers names it; if None, its own choice: SDPA where the family has it.
         seed: Of the weights.
         backend: ``"pil"`` for the image processor on Pillow; its usual one if None.
 
@@ -65,15 +70,18 @@ def prompt(name: str, processor: Any, question: str, images: int = 1) -> str:
 
 
 def ask(name: str, processor: Any, image: Any, question: str) -> Any:
-    """What the model's forward takes, for one question about one picture."""
+    """What the model's forward takes, for one question about one picture; a decoder's first token included."""
     import torch
 
-    text = prompt(name, processor, question)
+    text, start = prompt(name, processor, question), PAIRS[name].start
     # The models are float32; Llama 4's image processor gives bfloat16.
-    return processor(images=[image], text=text, return_tensors="pt").to(torch.float32)
+    inputs = processor(images=[image], text=text, return_tensors="pt").to(torch.float32)
+    if start is not None:
+        inputs["decoder_input_ids"] = torch.tensor([[ID[start]]])
+    return inputs
 
 
-def _model(pair: Pair, vocabulary: int, attention: str, seed: int) -> Any:
+def _model(pair: Pair, vocabulary: int, attention: str | None, seed: int) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -84,7 +92,7 @@ def _model(pair: Pair, vocabulary: int, attention: str, seed: int) -> Any:
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
         _sharpen(model)
     # A random model would as soon write an image's place as a word.
-    for part in (model, getattr(model, "language_model", None)):
+    for part in model.modules():
         if getattr(part, "generation_config", None) is not None:
             part.generation_config.suppress_tokens = [ID[token] for token in SPECIAL]
     return model.eval()

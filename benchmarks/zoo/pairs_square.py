@@ -18,6 +18,10 @@ QFORMER = {
     "vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128,
     "encoder_hidden_size": 64, "cross_attention_frequency": 2, "pad_token_id": ID["<pad>"],
 }  # fmt: skip
+GEMMA = {
+    "query_pre_attn_scalar": 16, "sliding_window": 24,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}  # fmt: skip
 
 PAIRS = {
     "llava": Pair(
@@ -46,10 +50,7 @@ PAIRS = {
             "model_type": "gemma3", "image_token_index": ID["<image_soft_token>"], "mm_tokens_per_image": 16,
             "boi_token_index": ID["<start_of_image>"], "eoi_token_index": ID["<end_of_image>"],
             "vision_config": siglip(image_size=64),
-            "text_config": decoder(
-                "gemma3_text", query_pre_attn_scalar=16, sliding_window=24,
-                layer_types=["sliding_attention", "full_attention", "sliding_attention"],
-            ),
+            "text_config": decoder("gemma3_text", **GEMMA),
         },
         processor=Made("Gemma3Processor", {"image_seq_length": 16}),
         image=Made("Gemma3ImageProcessor", {"size": {"height": 64, "width": 64}}),
@@ -98,6 +99,110 @@ PAIRS = {
         image=Made("CLIPImageProcessor", {
             "size": {"height": 192, "width": 192}, "do_center_crop": False, "image_seq_length": 37,
         }),
-        names=IMAGE, template=None, prompt="{question}",
+        names=IMAGE, template=None, prompt="{question}", start="</s>",
+    ),
+    "vipllava": Pair(  # five layers' features side by side
+        config={
+            "model_type": "vipllava", "image_token_index": ID["<image>"], "vision_feature_layer": [-2, -3, 1],
+            "vision_config": clip(projection_dim=64), "text_config": decoder(),
+        },
+        processor=Made("LlavaProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        }),
+        image=Made("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
+        names=IMAGE, first=True,
+    ),
+    "video_llava": Pair(  # keeps the class token
+        config={
+            "model_type": "video_llava", "image_token_index": ID["<image>"], "video_token_index": ID["<video>"],
+            "vision_feature_select_strategy": "default", "image_seq_length": 49,
+            "vision_config": clip(projection_dim=64), "text_config": decoder(),
+        },
+        processor=Made("VideoLlavaProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        }),
+        image=Made("VideoLlavaImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
+        parts={"video_processor": Made("VideoLlavaVideoProcessor", {
+            "size": {"shortest_edge": 56}, "crop_size": SQUARE,
+        })},
+        names={"image_token": "<image>", "video_token": "<video>"}, first=True,
+    ),
+    "got_ocr2": Pair(  # windows with relative positions, then two convolutions that halve the grid: 16 -> 4
+        config={
+            "model_type": "got_ocr2", "image_token_index": ID["<imgpad>"], "image_seq_length": 16,
+            "vision_config": {
+                "model_type": "got_ocr2_vision", "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "image_size": 128, "patch_size": 8, "window_size": 6,
+                "global_attn_indexes": [1], "mlp_dim": 128,
+            },
+            "text_config": decoder("qwen2"),
+        },
+        processor=Made("GotOcr2Processor"),
+        image=Made("GotOcr2ImageProcessor", {"size": {"height": 128, "width": 128}}),
+        defaults={"num_image_tokens": 16}, place="<img><imgpad></img>", token="<imgpad>",
+    ),
+    "janus": Pair(  # the longer edge to 64, the rest padded
+        config={
+            "model_type": "janus", "image_token_id": ID["<image>"],
+            "vision_config": {
+                "model_type": "janus_vision_model", "hidden_size": 64, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "image_size": 64, "patch_size": 8, "mlp_ratio": 2.0, "projection_dim": 64,
+                "num_image_tokens": 64,
+            },
+            "vq_config": {
+                "model_type": "janus_vqgan", "num_embeddings": 32, "base_channels": 32, "latent_channels": 32,
+                "channel_multiplier": [1, 1], "num_res_blocks": 1, "num_patches": 8, "projection_dim": 64,
+                "image_token_embed_dim": 64,
+            },
+            "text_config": decoder(),
+        },
+        processor=Made("JanusProcessor", {"num_image_tokens": 64}),
+        image=Made("JanusImageProcessor", {"size": {"height": 64, "width": 64}, "min_size": 8}),
+        names={"image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"},
+    ),
+    "deepseek_vl": Pair(
+        config={
+            "model_type": "deepseek_vl", "image_token_id": ID["<image>"], "vision_config": siglip(image_size=64),
+            "text_config": decoder(),
+        },
+        processor=Made("DeepseekVLProcessor", {"num_image_tokens": 64}),
+        image=Made("DeepseekVLImageProcessor", {"size": {"height": 64, "width": 64}, "min_size": 8}),
+        names=IMAGE,
+    ),
+    "deepseek_vl_hybrid": Pair(  # a second encoder sees the picture in four times the resolution
+        config={
+            "model_type": "deepseek_vl_hybrid", "image_token_id": ID["<image>"],
+            "vision_config": siglip(image_size=64),
+            "high_res_vision_config": {
+                "model_type": "sam_vision_model", "hidden_size": 64, "output_channels": 16, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "image_size": 256, "patch_size": 16, "window_size": 6,
+                "global_attn_indexes": [1], "mlp_dim": 128, "num_pos_feats": 8,
+            },
+            "text_config": decoder(),
+        },
+        processor=Made("DeepseekVLHybridProcessor", {"num_image_tokens": 64}),
+        image=Made("DeepseekVLHybridImageProcessor", {
+            "size": {"height": 64, "width": 64}, "high_res_size": {"height": 256, "width": 256}, "min_size": 8,
+        }),
+        names=IMAGE,
+    ),
+    "t5gemma2": Pair(  # encoder and decoder; 8 × 8 patches, pooled to 4 × 4
+        config={
+            "model_type": "t5gemma2", "image_token_index": ID["<image_soft_token>"],
+            "eoi_token_index": ID["<end_of_image>"],
+            "encoder": {
+                "model_type": "t5gemma2_encoder", "mm_tokens_per_image": 16,
+                "image_token_index": ID["<image_soft_token>"], "boi_token_index": ID["<start_of_image>"],
+                "eoi_token_index": ID["<end_of_image>"], "vision_config": siglip(image_size=64),
+                "text_config": decoder("t5gemma2_text", **GEMMA),
+            },
+            "decoder": decoder("t5gemma2_decoder", **GEMMA),
+        },
+        processor=Made("Gemma3Processor", {"image_seq_length": 16}),
+        image=Made("Gemma3ImageProcessor", {"size": {"height": 64, "width": 64}}),
+        place="<start_of_image>", token="<image_soft_token>", first=True, start="<s>",
+        names={
+            "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+        },
     ),
 }  # fmt: skip

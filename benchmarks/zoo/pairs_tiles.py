@@ -9,6 +9,7 @@ __all__ = ["PAIRS"]
 
 TILE = {"height": 64, "width": 64}
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
+PINPOINTS64 = [[64, 128], [128, 64], [128, 128]]
 IMAGE = {"image_token": "<image>"}
 VIDEO = {"size": TILE, "do_sample_frames": False}
 
@@ -162,5 +163,86 @@ PAIRS = {
         processor=Made("Ovis2Processor", {"image_seq_length": 16}),
         image=Made("Ovis2ImageProcessor", {"size": TILE, "crop_to_patches": True, "max_patches": 6}),
         token="<IMG_ATOM>",
+    ),
+    "llava_next_video": Pair(
+        config={
+            "model_type": "llava_next_video", "image_token_index": ID["<image>"], "video_token_index": ID["<video>"],
+            "image_grid_pinpoints": PINPOINTS, "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
+            "vision_config": clip(projection_dim=64), "text_config": decoder(),
+        },
+        processor=Made("LlavaNextVideoProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+        }),
+        image=Made("LlavaNextImageProcessor", {
+            "size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "image_grid_pinpoints": PINPOINTS,
+        }),
+        parts={"video_processor": Made("LlavaNextVideoVideoProcessor", {
+            "size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56},
+        })},
+        names={"image_token": "<image>", "video_token": "<video>"}, first=True,
+    ),
+    "granite4_vision": Pair(  # Q-Formers over windows of 4 × 4 patches, two for each; features enter inner layers
+        config={
+            "model_type": "granite4_vision", "image_token_index": ID["<image>"], "image_grid_pinpoints": PINPOINTS64,
+            "vision_feature_select_strategy": "default", "downsample_rate": "1/2",
+            "deepstack_layer_map": [[-1, 0], [-3, 1]], "spatial_vision_layer": -1, "spatial_target_layers": [2],
+            "vision_config": clip(image_size=64, projection_dim=64),
+            "text_config": decoder("granite4_vision_text"),
+            "qformer_config": {
+                "model_type": "blip_2_qformer", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
+                "intermediate_size": 128, "cross_attention_frequency": 1, "encoder_hidden_size": 64,
+                "use_qformer_text_input": False,
+            },
+        },
+        processor=Made("Granite4VisionProcessor", {
+            "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
+            "downsample_rate": "1/2",
+        }),
+        image=Made("LlavaNextImageProcessor", {
+            "size": {"shortest_edge": 64}, "crop_size": TILE, "image_grid_pinpoints": PINPOINTS64,
+        }),
+        names=IMAGE,
+    ),
+    "cohere2_vision": Pair(  # a line break after each tile
+        config={
+            "model_type": "cohere2_vision", "image_token_id": ID["<|IMG_PATCH|>"], "downsample_factor": 2,
+            "alignment_intermediate_size": 128, "vision_config": siglip(image_size=64),
+            "text_config": decoder("cohere2", logit_scale=1.0, sliding_window=64),
+        },
+        processor=Made("Cohere2VisionProcessor"),
+        image=Made("Cohere2VisionImageProcessor", {"size": TILE, "max_patches": 6, "patch_size": 4}),
+        place="<|IMG_PATCH|>", token="<|IMG_PATCH|>",
+        names={
+            "image_token": "<|IMG_PATCH|>", "boi_token": "<|START_OF_IMG|>", "eoi_token": "<|END_OF_IMG|>",
+            "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        },
+    ),
+    "qianfan_ocr": Pair(  # 8 × 8 patches a tile, shuffled to 4 × 4
+        config={
+            "model_type": "qianfan_ocr", "image_token_id": ID["<IMG_CONTEXT>"], "downsample_ratio": 0.5,
+            "image_seq_length": 16,
+            "vision_config": clip(
+                "qianfan_ocr_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5,
+                drop_path_rate=0.0,
+            ),
+            "text_config": decoder("qwen3"),
+        },
+        processor=Made("QianfanOCRProcessor", {"image_seq_length": 16}),
+        image=Made("GotOcr2ImageProcessor", {"size": TILE, "crop_to_patches": True, "max_patches": 6}),
+        token="<IMG_CONTEXT>",
+        names={"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"},
+    ),
+    "aria": Pair(  # a query for every few patches: 490 pixels are 10 × 10 patches, read by 16 queries
+        config={
+            "model_type": "aria", "image_token_index": ID["<image>"], "projector_patch_to_query_dict": {100: 16},
+            "vision_config": clip("idefics3_vision", image_size=490, patch_size=49),
+            "text_config": decoder("aria_text", moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1),
+        },
+        processor=Made("AriaProcessor", {"size_conversion": {490: 16}}),
+        image=Made("AriaImageProcessor", {
+            "max_image_size": 490, "min_image_size": 336, "split_image": True,
+            "split_resolutions": [[490, 490], [490, 980], [980, 490], [980, 980]],
+        }),
+        defaults={"images_kwargs": {"max_image_size": 490, "split_image": True}}, names=IMAGE,
     ),
 }  # fmt: skip

@@ -34,9 +34,12 @@ def processor(pair: Pair, *, backend: str | None = None) -> Any:
     if pair.template is not None:
         parts["chat_template"] = pair.template.replace("PLACE", pair.place)
     kind = getattr(transformers, pair.processor.kind)
-    return kind(
+    made = kind(
         tokenizer=tokenizer(pair.names, first=pair.first), **parts, **pair.processor.settings
     )
+    for name, value in pair.defaults.items():
+        setattr(made, name, value)
+    return made
 
 
 def _backed(made: Made, backend: str | None) -> Made:

@@ -40,7 +40,7 @@ SPECIAL = (
     "[IMG_END]", "<IMG_START>", "<IMG_END>", "<IMG_ATOM>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>",
     "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|python_tag|>",
     "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
-    "<imgpad>", "<|im_start|>", "<|im_end|>",
+    "<imgpad>", "<|im_start|>", "<|im_end|>", "<start_of_audio>", "<end_of_audio>",
     *TILES,
 )  # fmt: skip
 
