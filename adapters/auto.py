@@ -13,14 +13,14 @@ token layout is measured; ``probe.check()`` tries the whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from lvlm_probe.adapter import Adapter, LayerSite, SourceSequence
-from lvlm_probe.atlas import measure
+from lvlm_probe.atlas import Measured, measure
 from lvlm_probe.errors import AdapterError
 from lvlm_probe.hooks import attention_kind
 from lvlm_probe.layout import TokenLayout
@@ -58,7 +58,7 @@ def discover(model: nn.Module) -> Adapter:
         family=str(getattr(config, "model_type", type(model).__name__)),
         model_types=(),
         language=language,
-        layout=_layout,
+        layout=_measured(model),
         vision=found.layers("vision"),
         vision_depth=_vision_depth(config, len(found.layers("vision"))),
         projector=found.projector(),
@@ -70,8 +70,15 @@ def discover(model: nn.Module) -> Adapter:
     )
 
 
-def _layout(source: SourceSequence) -> TokenLayout:
-    return measure(source)
+def _measured(model: nn.Module) -> Callable[[SourceSequence], TokenLayout]:
+    """Layouts of this model's sequences, each shape measured once."""
+    cache: dict[Hashable, Measured] = {}
+
+    def layout(source: SourceSequence) -> TokenLayout:
+        assert source.sites is not None
+        return measure(source, model, source.sites, cache=cache)
+
+    return layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ def placed(probe: Probe, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value.to(device, dtype if value.is_floating_point() else None)
         for name, value in inputs.items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and name != "labels"  # some processors add them, for training
     }
 
 

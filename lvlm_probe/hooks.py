@@ -22,7 +22,7 @@ from functools import cache
 from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from lvlm_probe.errors import CaptureError
 
@@ -178,18 +178,23 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
             if slot == "inputs":
                 self.visits[location].append(value)
                 for tap in watching[location]:
-                    if tap.entered is not None:
+                    if tap.entered is not None and not (tap.attention and _assigned(value)):
                         tap.entered(*value)
             else:
                 args, kwargs = self.visits[location].pop()
                 for tap in watching[location]:
-                    # An assignment of the attention function goes by the same name as its calls.
                     if tap.observer is not None and not (
-                        tap.attention and inspect.isroutine(value)
+                        tap.attention and _assigned((args, kwargs))
                     ):
                         tap.observer(args, kwargs, value)
 
     return Relay()
+
+
+def _assigned(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether an attention function was assigned, not called: both go by the same name."""
+    args, kwargs = inputs
+    return not any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
 
 
 def _descend(envoy: Any, path: str) -> Any:

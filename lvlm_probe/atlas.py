@@ -1,0 +1,338 @@
+"""Which pixels of the original image each position shows, measured on any model and processor.
+
+Two measurements, neither of which knows a family: ramp pictures through the processor tell which pixel each element
+of the model's image inputs shows (:mod:`lvlm_probe.ramps`); gradients with attention cut tell which position each
+element feeds (:mod:`lvlm_probe.feeds`). Together they give each position's place, and places are put together into
+grids (:mod:`lvlm_probe.lattice`). What cannot be told is left out, or an error; nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lvlm_probe.adapter import Sites, SourceSequence
+from lvlm_probe.errors import LayoutError
+from lvlm_probe.feeds import Partial, feeds, run_partly
+from lvlm_probe.grid import PatchGrid
+from lvlm_probe.lattice import Places, grids_of, place
+from lvlm_probe.layout import ImageSpan, TokenLayout
+from lvlm_probe.ramps import Prepare, Shown, image_path, shown_by_itself, trace_pixels
+
+__all__ = ["Measured", "measure"]
+
+_SCATTERED = 0.5  # of the elements: above, positions share what they show
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A measured layout, and the text that it was measured with.
+
+    Attributes:
+        layout: As measured.
+        ids: Of the prompt.
+        visual: Ids of the tokens in the images' spans.
+    """
+
+    layout: TokenLayout
+    ids: tuple[int, ...]
+    visual: frozenset[int]
+
+
+def measure(
+    source: SourceSequence,
+    model: nn.Module,
+    sites: Sites,
+    prepare: Prepare | None = None,
+    cache: MutableMapping[Hashable, Measured] | None = None,
+) -> TokenLayout:
+    """Which positions show which part of which image.
+
+    Costs one forward of the vision encoder and the projector, about 1 + log2 of the visual tokens and as many of the
+    patches backward passes through them, and 5 runs of the processor and one an image. Where images of the same
+    sizes were measured before, ``cache`` spares all of it.
+
+    Args:
+        source: The sequence.
+        model: The whole LVLM; it is left as it was.
+        sites: Where its layers are.
+        prepare: Makes the model's inputs from pictures as those of ``source`` were made; the processor's image
+            processor alone if None.
+        cache: Kept between calls for one model.
+
+    Returns:
+        N counts what enters the language model's first layer, which may be more than ``input_ids``; for an encoder
+        and decoder, the encoder's positions and then the decoder's. Patches are left out where the vision encoder
+        attends to other positions than those that enter its first layer, or where they form no grid.
+
+    Raises:
+        LayoutError: If the inputs do not depend on the pictures in a way that can be followed, or the positions that
+            show an image form no grid.
+    """
+    if not source.image_sizes:
+        return _ends(source, sites, _count(source))
+    key = _key(source)
+    if cache is not None and key in cache:
+        moved = _moved(cache[key], source, sites)
+        if moved is not None:
+            return moved
+    shown = _shown(source, prepare)
+    layout = _Measurement(source, model, sites, shown).layout()
+    if cache is not None:
+        cache[key] = _remembered(layout, source)
+    return layout
+
+
+def _shown(source: SourceSequence, prepare: Prepare | None) -> dict[str, Shown]:
+    if prepare is None and source.processor is None:
+        return shown_by_itself(source.image_sizes, source.inputs)
+    return trace_pixels(prepare or image_path(source.processor), source.image_sizes, source.inputs)
+
+
+def _ids(source: SourceSequence) -> list[int]:
+    """Of the tokens among which the images' are, if they are among any."""
+    known = source.inputs
+    return known["input_ids" if "input_ids" in known else "decoder_input_ids"][0].tolist()
+
+
+def _count(source: SourceSequence) -> int:
+    return len(_ids(source))
+
+
+def _ends(source: SourceSequence, sites: Sites, entered: int) -> TokenLayout:
+    """Without its images, where so many positions enter the first layer."""
+    words = 0
+    if sites.encoder and "decoder_input_ids" in source.inputs:
+        words = int(source.inputs["decoder_input_ids"].shape[1])
+    return TokenLayout(
+        length=entered + words,
+        answer_start=entered - _count(source) + source.answer_start,
+        encoder_length=entered if sites.encoder else 0,
+    )
+
+
+class _Measurement:
+    """One sequence, one model."""
+
+    def __init__(
+        self, source: SourceSequence, model: nn.Module, sites: Sites, shown: dict[str, Shown]
+    ) -> None:
+        self.source, self.model, self.sites, self.shown = source, model, sites, shown
+        self.attending = (*sites.vision, *sites.resampler)
+
+    def layout(self) -> TokenLayout:
+        """The layout.
+
+        Raises:
+            LayoutError: If the language model was not reached, or positions form no grid.
+        """
+        met = self._run(self.source.inputs, cut=True)
+        if met.hidden is None:
+            raise LayoutError(
+                "the forward pass never reached the first layer of the language model "
+                f"({self.sites.language[0].layer!r}): mend the paths of the adapter"
+            )
+        patches = self._patch_places(met)
+        tokens = self._places(met, met.hidden)
+        if tokens is not None and (tokens.image >= 0).any() and tokens.mixing < _SCATTERED:
+            spans = self._shown_spans(tokens, patches)
+        elif met.keys is not None:
+            spans = self._crossed_spans(patches)
+        else:
+            spans = self._query_spans(patches)
+        width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
+        ends = _ends(self.source, self.sites, len(met.hidden))
+        return replace(ends, images=spans, patch_count=width)
+
+    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool) -> Partial:
+        names = list(self.shown)
+        return run_partly(
+            self.model, self.sites, inputs, names, cut=self.attending if cut else (), gradients=cut
+        )
+
+    def _places(self, met: Partial, targets: Tensor | None) -> Places | None:
+        """Where the rows of ``targets`` lie; None where no image feeds them."""
+        if targets is None or not targets.requires_grad:
+            return None
+        found = feeds(targets, [met.leaves[name] for name in self.shown])
+        return place(found, list(self.shown.values()), len(targets))
+
+    def _patch_places(self, met: Partial) -> Places | None:
+        """Where the vision encoder's positions lie; None where its attention takes them in another order."""
+        if met.keys is not None:
+            return self._places(met, met.keys)
+        places = self._places(met, met.patches)
+        if met.queries is None or places is None:
+            return places
+        asked = self._places(met, met.queries)
+        if asked is None or len(asked.image) != len(places.image):
+            return None
+        same = all(
+            bool((a == b).all())
+            for a, b in ((asked.image, places.image), (asked.x, places.x), (asked.y, places.y))
+        )
+        return places if same else None
+
+    def _shown_spans(self, tokens: Places, patches: Places | None) -> tuple[ImageSpan, ...]:
+        edges = self._edges(tokens)
+        spans: list[ImageSpan] = []
+        for number, (size, (start, stop)) in enumerate(
+            zip(self.source.image_sizes, edges, strict=True)
+        ):
+            grids, tiles = grids_of(tokens, number, size)
+            spans.append(
+                ImageSpan(size, start, stop, grids, self._patches(patches, number, size, tiles))
+            )
+        return tuple(spans)
+
+    def _edges(self, tokens: Places) -> list[tuple[int, int]]:
+        """Where each image's positions begin and end; those of a separator of the same id belong to it.
+
+        Raises:
+            LayoutError: If no position shows an image.
+        """
+        ids = _ids(self.source)
+        known = len(ids) == len(tokens.image)
+        edges: list[tuple[int, int]] = []
+        for number in range(len(self.source.image_sizes)):
+            at = (tokens.image == number).nonzero()[0]
+            if len(at) == 0:
+                raise LayoutError(
+                    f"no position of the prompt shows image {number}: are there more images than the prompt has "
+                    "places, or did the processor drop one?"
+                )
+            start, stop = int(at[0]), int(at[-1]) + 1
+            of_image = {ids[position] for position in at} if known else set[int]()
+            if len(of_image) == 1:
+                after = edges[-1][1] if edges else 0
+                while start > after and ids[start - 1] in of_image:
+                    start -= 1
+                while stop < len(ids) and ids[stop] in of_image and tokens.image[stop] < 0:
+                    stop += 1
+            edges.append((start, stop))
+        return edges
+
+    def _patches(
+        self, patches: Places | None, image: int, size: tuple[int, int], tiles: Sequence[int] = ()
+    ) -> tuple[PatchGrid, ...]:
+        """Grids of an image's patches, in the order of the tiles of its tokens; none where they form none."""
+        if patches is None:
+            return ()
+        try:
+            grids, shown = grids_of(patches, image, size)
+        except LayoutError:
+            return ()
+        if sorted(shown) == sorted(tiles) and len(set(tiles)) == len(tiles):
+            return tuple(grids[shown.index(tile)] for tile in tiles)
+        return grids
+
+    def _crossed_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
+        """The image is attended to across; the prompt has a token for it, or none.
+
+        Raises:
+            LayoutError: If what is attended to forms no grid.
+        """
+        ids = _ids(self.source)
+        config = self.source.config
+        place = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        where = [number for number, token in enumerate(ids) if token == place]
+        sizes = self.source.image_sizes
+        each = len(where) // len(sizes)
+        if each * len(sizes) != len(where):
+            where, each = [], 0
+        spans: list[ImageSpan] = []
+        for number, size in enumerate(sizes):
+            start = where[number * each] if each else 0
+            stop = where[(number + 1) * each - 1] + 1 if each else 0
+            grids = self._patches(patches, number, size)
+            if not grids:
+                raise LayoutError(
+                    f"image {number} is attended to across, and the positions there form no grid: give Probe an "
+                    "adapter whose layout says where they lie"
+                )
+            spans.append(ImageSpan(size, start, stop, (), grids))
+        return tuple(spans)
+
+    def _query_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
+        """Positions that see an image through attention alone: queries, each of which saw all of it.
+
+        Raises:
+            LayoutError: If no position depends on an image.
+        """
+        plain = self._run(self.source.inputs, cut=False).hidden
+        spans: list[ImageSpan] = []
+        for number, size in enumerate(self.source.image_sizes):
+            changed = self._run(self._disturbed(number), cut=False).hidden
+            assert plain is not None
+            assert changed is not None
+            off = (changed - plain).float().norm(dim=-1)
+            at = (off > 1e-6 * plain.float().norm(dim=-1)).nonzero().flatten().tolist()
+            if not at:
+                raise LayoutError(
+                    f"no position that enters the language model depends on image {number}: the image reaches it in a "
+                    "way that is not known here; give Probe an adapter whose layout says how"
+                )
+            grids = self._patches(patches, number, size)
+            spans.append(ImageSpan(size, at[0], at[-1] + 1, (), grids))
+        return tuple(spans)
+
+    def _disturbed(self, image: int) -> dict[str, Tensor]:
+        """The inputs with noise in place of one image."""
+        generator = torch.Generator().manual_seed(image)
+        changed = dict(self.source.inputs)
+        for name, shown in self.shown.items():
+            value = changed[name]
+            noise = torch.randn(value.shape, generator=generator).to(value)
+            at = torch.from_numpy(shown.image == image).view(value.shape).to(value.device)
+            changed[name] = torch.where(at, noise, value)
+        return changed
+
+
+def _key(source: SourceSequence) -> Hashable:
+    """Equal for sequences with the same image inputs but for their values; the text is left out."""
+    words = _count(source)
+    parts: list[Any] = [source.image_sizes]
+    for name, value in sorted(source.inputs.items()):
+        if value.is_floating_point():
+            parts.append((name, tuple(value.shape)))
+        elif name != "input_ids" and words not in value.shape:
+            data = value.detach().cpu().contiguous().numpy().tobytes()
+            parts.append((name, tuple(value.shape), hashlib.sha256(data).hexdigest()))
+    return tuple(parts)
+
+
+def _remembered(layout: TokenLayout, source: SourceSequence) -> Measured:
+    ids = tuple(_ids(source))
+    visual = {ids[p] for s in layout.images for p in range(s.start, s.stop) if p < len(ids)}
+    return Measured(layout, ids, frozenset(visual))
+
+
+def _moved(known: Measured, source: SourceSequence, sites: Sites) -> TokenLayout | None:
+    """The layout of the same images within another text; None unless all of their tokens moved along as they were."""
+    ids = tuple(_ids(source))
+    layout = known.layout
+    # Where the model adds positions of its own, only the same text is known to be laid out the same.
+    added = layout.images[0].stop > len(known.ids) or not known.visual
+    inner = [p for s in layout.images for p in range(s.start, s.stop)]
+    before = [p for p, token in enumerate(known.ids) if token in known.visual]
+    after = [p for p, token in enumerate(ids) if token in known.visual]
+    if ids == known.ids:
+        after = before
+    elif added or len(before) != len(after) or before != inner:
+        return None
+    where = dict(zip(before, after, strict=True))
+    spans: list[ImageSpan] = []
+    for span in layout.images:
+        by = where[span.start] - span.start if ids != known.ids else 0
+        if ids != known.ids and any(where[p] - p != by for p in range(span.start, span.stop)):
+            return None
+        tokens = tuple(replace(grid, start=grid.start + by) for grid in span.tokens)
+        spans.append(replace(span, start=span.start + by, stop=span.stop + by, tokens=tokens))
+    entered = layout.length - len(known.ids) + len(ids)
+    ends = _ends(source, sites, entered)
+    return replace(ends, images=tuple(spans), patch_count=layout.patch_count)
