@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.adapter import LayerSite, Sites
-from lvlm_probe.hooks import Tap, observed, untouched
+from lvlm_probe.hooks import Tap, attention_kind, observed, untouched
 
 __all__ = ["Feeds", "Partial", "feeds", "run_partly"]
 
@@ -122,9 +123,12 @@ class _Run:
         if self.across is not None:
             taps.append(Tap(self.across, entered=self._on_across, attention=True))
         for site in self.sites.vision[:1]:
-            if site.attention is not None:
-                seen = self._on_vision_attention
-                taps.append(Tap(site.layer, entered=self._on_vision))
+            taps.append(Tap(site.layer, entered=self._on_vision))
+            if site.attention is None:
+                continue
+            kind = attention_kind(type(self.model.get_submodule(site.attention)))
+            if kind in ("interface", "function"):  # the others are not told their queries
+                seen = partial(self._on_vision_attention, int(kind == "interface"))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
         for site in cut:
             for path in (site.attention, site.cross_attention):
@@ -146,14 +150,18 @@ class _Run:
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.entered.append(_hidden(args, kwargs))
 
-    def _on_vision_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.queries.append(_argument(args, kwargs, 1, "query"))
+    def _on_vision_attention(
+        self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.queries.append(_argument(args, kwargs, place, "query"))
 
     def _gather(self) -> None:
         """Patches and queries as positions laid end to end."""
         if not self.entered:
             return
         self.found.patches = torch.cat([v.reshape(-1, v.shape[-1]) for v in self.entered])
+        if not self.queries:
+            return
         if len(self.entered) == len(self.queries) and all(
             (*(1,) * (3 - hidden.ndim), *hidden.shape[:-1]) == (query.shape[0], query.shape[2])
             for hidden, query in zip(self.entered, self.queries, strict=True)
