@@ -53,6 +53,6 @@ def found_sites(model: nn.Module) -> Sites:
 def _tower(path: str) -> str:
     if re.search(r"qformer|resampler|perceiver|abstractor|connector", path):
         return "resampler"
-    if re.search(r"vision|visual", path):
+    if re.search(r"vision|visual|video_tower|image_tower", path):
         return "vision"
     return "encoder" if re.search(r"\.encoder\.", path) else "language"
