@@ -55,7 +55,7 @@ def measure(
     """Which positions show which part of which image.
 
     Costs one forward of the vision encoder and the projector, about 1 + log2 of the visual tokens and as many of the
-    patches backward passes through them, and 5 runs of the processor and one an image. Where images of the same
+    patches backward passes through them, and 6 runs of the processor and one an image. Where images of the same
     sizes were measured before, ``cache`` spares all of it.
 
     Args:
@@ -153,10 +153,10 @@ class _Measurement:
         width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
         return TokenLayout(*_ends(self.source, self.sites, len(met.hidden)), spans, width)
 
-    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool) -> Partial:
-        names = list(self.shown)
+    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool, gradients: bool = True) -> Partial:
+        attending = self.attending if cut else None
         return run_partly(
-            self.model, self.sites, inputs, names, cut=self.attending if cut else (), gradients=cut
+            self.model, self.sites, inputs, list(self.shown), cut=attending, gradients=gradients
         )
 
     def _places(self, met: Partial, targets: Tensor | None) -> Places | None:
@@ -276,17 +276,25 @@ class _Measurement:
         Either queries, each of which saw the whole image through attention, or a convolutional encoder's.
 
         Raises:
-            LayoutError: If no position depends on an image, or it cannot be told where they lie.
+            LayoutError: If no position depends on an image, or none has a gradient to it, or it cannot be told
+                where they lie.
         """
-        plain = self._run(self.source.inputs, cut=False).hidden
-        assert plain is not None
+        whole = self._run(self.source.inputs, cut=False)
+        assert whole.hidden is not None
+        plain = whole.hidden.detach()
         spans: list[ImageSpan] = []
         for number, size in enumerate(self.source.image_sizes):
-            changed = self._run(self._disturbed(number), cut=False).hidden
+            changed = self._run(self._disturbed(number), cut=False, gradients=False).hidden
             assert changed is not None
             off = (changed - plain).float().norm(dim=-1)
             at = (off > 1e-6 * plain.float().norm(dim=-1)).nonzero().flatten().tolist()
             self._check_moved(number, at, len(plain))
+            if not whole.hidden.requires_grad:
+                raise LayoutError(
+                    f"{len(at)} positions depend on image {number}, and have no gradient to it: the image is turned into "
+                    "numbers of tokens on its way, which cannot be followed; give Probe an adapter whose layout says "
+                    "where they lie"
+                )
             tokens = self._blurred(met, number, size, at)
             spans.append(
                 ImageSpan(size, at[0], at[-1] + 1, tokens, self._patches(patches, number, size))

@@ -72,7 +72,7 @@ def run_partly(
     inputs: Mapping[str, Tensor],
     names: Sequence[str],
     *,
-    cut: Sequence[LayerSite] = (),
+    cut: Sequence[LayerSite] | None = None,
     gradients: bool = True,
 ) -> Partial:
     """Run the model as far as its language model's first layer; of that no layer runs.
@@ -84,16 +84,16 @@ def run_partly(
         sites: Where its layers are.
         inputs: What its forward takes.
         names: Of the image inputs, which become leaves.
-        cut: Layers whose attention hands no gradient on.
+        cut: Layers whose attention hands no gradient on, nor any other that torch computes; None to cut nothing.
         gradients: Whether to build a graph.
     """
-    run = _Run(model, sites, dict(inputs), gradients)
+    run = _Run(model, sites, dict(inputs), cut)
     grad = torch.enable_grad() if gradients else torch.no_grad()
     with untouched(model), torch.inference_mode(mode=False), grad:
         for name in names:
             leaf = inputs[name].detach().clone()
             run.inputs[name] = run.found.leaves[name] = leaf.requires_grad_(gradients)
-        observed(model, run.taps(cut), run)
+        observed(model, run.taps(), run)
     return run.found
 
 
@@ -101,9 +101,13 @@ class _Run:
     """State of one partial forward."""
 
     def __init__(
-        self, model: Any, sites: Sites, inputs: dict[str, Tensor], gradients: bool
+        self,
+        model: Any,
+        sites: Sites,
+        inputs: dict[str, Tensor],
+        cut: Sequence[LayerSite] | None,
     ) -> None:
-        self.model, self.sites, self.inputs, self.gradients = model, sites, inputs, gradients
+        self.model, self.sites, self.inputs, self.cut = model, sites, inputs, cut
         self.found = Partial()
         self.entered: list[Tensor] = []
         self.queries: list[Tensor] = []
@@ -112,12 +116,12 @@ class _Run:
         self.across = next((path for path in across if path is not None), None)
 
     def __call__(self) -> None:
-        cut = _WithoutAttention() if self.gradients else nullcontext()
+        cut = nullcontext() if self.cut is None else _WithoutAttention()
         with suppress(_FarEnough), cut:
             self.model(**self.inputs, use_cache=False)
         self._gather()
 
-    def taps(self, cut: Sequence[LayerSite]) -> list[Tap]:
+    def taps(self) -> list[Tap]:
         taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
             taps.append(Tap(self.across, entered=self._on_across, attention=True))
@@ -126,7 +130,7 @@ class _Run:
                 seen = self._on_vision_attention
                 taps.append(Tap(site.layer, entered=self._on_vision))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
-        for site in cut:
+        for site in self.cut or ():
             for path in (site.attention, site.cross_attention):
                 if path is not None:
                     taps.append(Tap(path, _without_gradient, attention=True))
