@@ -59,8 +59,7 @@ def measure(
     sizes were measured before, ``cache`` spares all of it.
 
     Args:
-        source: The sequence. Its ``answer_start`` counts along ``input_ids``, along ``decoder_input_ids`` for an
-            encoder and decoder.
+        source: The sequence.
         model: The whole LVLM; it is left as it was.
         sites: Where its layers are.
         prepare: Makes the model's inputs from pictures as those of ``source`` were made; the processor's image
@@ -77,7 +76,7 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
-        return TokenLayout(*_ends(source, sites, _count(source)))
+        return _ends(source, sites, _count(source))
     key = _key(source)
     if cache is not None and key in cache:
         moved = _moved(cache[key], source, sites)
@@ -96,24 +95,27 @@ def _shown(source: SourceSequence, prepare: Prepare | None) -> dict[str, Shown]:
     return trace_pixels(prepare or image_path(source.processor), source.image_sizes, source.inputs)
 
 
-def _count(source: SourceSequence) -> int:
-    ids = source.inputs.get("input_ids")
-    return 0 if ids is None else int(ids.shape[1])
-
-
 def _ids(source: SourceSequence) -> list[int]:
-    """Of the prompt; none where the language model is given an image alone."""
-    ids = source.inputs.get("input_ids")
-    return [] if ids is None else [int(token) for token in ids[0].tolist()]
+    """Of the tokens among which the images' are, if they are among any."""
+    known = source.inputs
+    return known["input_ids" if "input_ids" in known else "decoder_input_ids"][0].tolist()
 
 
-def _ends(source: SourceSequence, sites: Sites, entered: int) -> tuple[int, int]:
-    """Length and first answer position, where so many positions enter the first layer."""
-    if getattr(sites, "encoder", ()):
-        decoded = source.inputs.get("decoder_input_ids")
-        words = 0 if decoded is None else int(decoded.shape[1])
-        return entered + words, entered + source.answer_start
-    return entered, entered - _count(source) + source.answer_start
+def _count(source: SourceSequence) -> int:
+    return len(_ids(source))
+
+
+def _ends(source: SourceSequence, sites: Sites, entered: int) -> TokenLayout:
+    """Without its images, where so many positions enter the first layer."""
+    words, known = 0, _count(source)
+    if sites.encoder and "decoder_input_ids" in source.inputs:
+        words = int(source.inputs["decoder_input_ids"].shape[1])
+        known = known if "input_ids" in source.inputs else 0  # an encoder of an image alone
+    return TokenLayout(
+        length=entered + words,
+        answer_start=entered - known + source.answer_start,
+        encoder_length=entered if sites.encoder else 0,
+    )
 
 
 class _Measurement:
@@ -151,7 +153,8 @@ class _Measurement:
         else:
             spans = self._moved_spans(met, patches)
         width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
-        return TokenLayout(*_ends(self.source, self.sites, len(met.hidden)), spans, width)
+        ends = _ends(self.source, self.sites, len(met.hidden))
+        return replace(ends, images=spans, patch_count=width)
 
     def _run(self, inputs: Mapping[str, Tensor], *, cut: bool, gradients: bool = True) -> Partial:
         attending = self.attending if cut else None
@@ -394,4 +397,5 @@ def _moved(known: Measured, source: SourceSequence, sites: Sites) -> TokenLayout
         tokens = tuple(replace(grid, start=grid.start + by) for grid in span.tokens)
         spans.append(replace(span, start=span.start + by, stop=span.stop + by, tokens=tokens))
     entered = layout.length - len(known.ids) + len(ids)
-    return TokenLayout(*_ends(source, sites, entered), tuple(spans), layout.patch_count)
+    ends = _ends(source, sites, entered)
+    return replace(ends, images=tuple(spans), patch_count=layout.patch_count)

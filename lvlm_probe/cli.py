@@ -19,7 +19,8 @@ from lvlm_probe.errors import LvlmProbeError, OutputError
 
 if TYPE_CHECKING:
     from lvlm_probe.attribution import Attribution
-    from lvlm_probe.probe import Case, Probe
+    from lvlm_probe.case import Case
+    from lvlm_probe.probe import Probe
     from lvlm_probe.target import Target
 
 app = typer.Typer(

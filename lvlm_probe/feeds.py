@@ -111,8 +111,8 @@ class _Run:
         self.found = Partial()
         self.entered: list[Tensor] = []
         self.queries: list[Tensor] = []
-        self.first = _entrance(model, [*_encoder(sites), *sites.language][0].layer)
-        across = [] if _encoder(sites) else [s.cross_attention for s in sites.language]
+        self.first = _entrance(model, [*sites.encoder, *sites.language][0].layer)
+        across = [] if sites.encoder else [s.cross_attention for s in sites.language]
         self.across = next((path for path in across if path is not None), None)
 
     def __call__(self) -> None:
@@ -174,10 +174,6 @@ def _entrance(model: nn.Module, layer: str) -> str:
     if not number.isdigit():
         return layer
     return f"{parent}.{next(name for name, _ in model.get_submodule(parent).named_children())}"
-
-
-def _encoder(sites: Sites) -> tuple[LayerSite, ...]:
-    return getattr(sites, "encoder", ())
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -205,6 +205,7 @@ class TokenLayout:
         answer_start: First answer position; ``length`` if there is no answer.
         images: One span an image, in reading order.
         patch_count: P, positions of the vision encoder; 0 where there is none.
+        encoder_length: Of an encoder–decoder: how many positions are its encoder's; they come first.
 
     Raises:
         LayoutError: If spans overlap, or one leaves the prompt.
@@ -214,6 +215,7 @@ class TokenLayout:
     answer_start: int
     images: tuple[ImageSpan, ...] = ()
     patch_count: int = 0
+    encoder_length: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.answer_start <= self.length:
@@ -327,7 +329,13 @@ class TokenLayout:
             )
             for span in data["images"]
         )
-        return cls(data["length"], data["answer_start"], images, data["patch_count"])
+        return cls(
+            data["length"],
+            data["answer_start"],
+            images,
+            data["patch_count"],
+            data.get("encoder_length", 0),
+        )
 
 
 def _grid_fields(row: Mapping[str, Any]) -> dict[str, Any]:
