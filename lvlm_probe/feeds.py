@@ -73,7 +73,7 @@ def run_partly(
     inputs: Mapping[str, Tensor],
     names: Sequence[str],
     *,
-    cut: Sequence[LayerSite] = (),
+    cut: Sequence[LayerSite] | None = None,
     gradients: bool = True,
 ) -> Partial:
     """Run the model as far as its language model's first layer; of that no layer runs.
@@ -85,16 +85,16 @@ def run_partly(
         sites: Where its layers are.
         inputs: What its forward takes.
         names: Of the image inputs, which become leaves.
-        cut: Layers whose attention hands no gradient on.
+        cut: Layers whose attention hands no gradient on, nor any other that torch computes; None to cut nothing.
         gradients: Whether to build a graph.
     """
-    run = _Run(model, sites, dict(inputs), gradients)
+    run = _Run(model, sites, dict(inputs), cut)
     grad = torch.enable_grad() if gradients else torch.no_grad()
     with untouched(model), torch.inference_mode(mode=False), grad:
         for name in names:
             leaf = inputs[name].detach().clone()
             run.inputs[name] = run.found.leaves[name] = leaf.requires_grad_(gradients)
-        observed(model, run.taps(cut), run)
+        observed(model, run.taps(), run)
     return run.found
 
 
@@ -102,23 +102,27 @@ class _Run:
     """State of one partial forward."""
 
     def __init__(
-        self, model: Any, sites: Sites, inputs: dict[str, Tensor], gradients: bool
+        self,
+        model: Any,
+        sites: Sites,
+        inputs: dict[str, Tensor],
+        cut: Sequence[LayerSite] | None,
     ) -> None:
-        self.model, self.sites, self.inputs, self.gradients = model, sites, inputs, gradients
+        self.model, self.sites, self.inputs, self.cut = model, sites, inputs, cut
         self.found = Partial()
         self.entered: list[Tensor] = []
         self.queries: list[Tensor] = []
-        self.first = _entrance(model, [*_encoder(sites), *sites.language][0].layer)
-        across = [] if _encoder(sites) else [s.cross_attention for s in sites.language]
+        self.first = _entrance(model, [*sites.encoder, *sites.language][0].layer)
+        across = [] if sites.encoder else [s.cross_attention for s in sites.language]
         self.across = next((path for path in across if path is not None), None)
 
     def __call__(self) -> None:
-        cut = _WithoutAttention() if self.gradients else nullcontext()
+        cut = nullcontext() if self.cut is None else _WithoutAttention()
         with suppress(_FarEnough), cut:
             self.model(**self.inputs, use_cache=False)
         self._gather()
 
-    def taps(self, cut: Sequence[LayerSite]) -> list[Tap]:
+    def taps(self) -> list[Tap]:
         taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
             taps.append(Tap(self.across, entered=self._on_across, attention=True))
@@ -130,7 +134,7 @@ class _Run:
             if kind in ("interface", "function"):  # the others are not told their queries
                 seen = partial(self._on_vision_attention, int(kind == "interface"))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
-        for site in cut:
+        for site in self.cut or ():
             for path in (site.attention, site.cross_attention):
                 if path is not None:
                     taps.append(Tap(path, _without_gradient, attention=True))
@@ -178,10 +182,6 @@ def _entrance(model: nn.Module, layer: str) -> str:
     if not number.isdigit():
         return layer
     return f"{parent}.{next(name for name, _ in model.get_submodule(parent).named_children())}"
-
-
-def _encoder(sites: Sites) -> tuple[LayerSite, ...]:
-    return getattr(sites, "encoder", ())
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
