@@ -39,7 +39,7 @@ class Pair:
         place: What the text says where a picture goes.
         token: The token at which a picture's features enter the sequence; None if they do not.
         names: What the tokenizer calls some tokens.
-        first: Whether the tokenizer writes ``<s>`` before every text.
+        first: What the tokenizer writes before every text.
         parts: Further parts of the processor, by name.
         template: Chat template, with ``PLACE``; None if the family has none.
         prompt: The whole text where there is no template, with ``{place}`` and ``{question}``.
@@ -49,11 +49,11 @@ class Pair:
 
     config: Mapping[str, Any]
     processor: Made
-    image: Made | None
+    image: Made
     place: str = "<image>"
     token: str | None = "<image>"
     names: Mapping[str, str] = field(default_factory=dict)
-    first: bool = False
+    first: str = ""
     parts: Mapping[str, Made] = field(default_factory=dict)
     template: str | None = CHAT
     prompt: str = "{place}{question}"
