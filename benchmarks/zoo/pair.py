@@ -44,6 +44,7 @@ class Pair:
         template: Chat template, with ``PLACE``; None if the family has none.
         prompt: The whole text where there is no template, with ``{place}`` and ``{question}``.
         start: The token with which an encoder–decoder's answer starts.
+        soften: Factors on the spread of weights, by a part of their names, where random ones would mix all with all.
         defaults: The processor's attributes that hold what its calls default to, where they are no settings.
     """
 
@@ -58,6 +59,7 @@ class Pair:
     template: str | None = CHAT
     prompt: str = "{place}{question}"
     start: str | None = None
+    soften: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

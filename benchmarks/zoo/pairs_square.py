@@ -79,7 +79,7 @@ PAIRS = {
         image=Made("BlipImageProcessor", {"size": SQUARE}),
         parts={"qformer_tokenizer": Made("tokenizer")}, template=None, first="<s>", prompt="{question}",
     ),
-    "florence2": Pair(  # four stages of window and channel attention, each halving the grid: 96 -> 24 -> 12 -> 6 -> 3
+    "florence2": Pair(  # windows and channels attend by turns; 192 pixels: 48, 24, 12, 6 a side; their mean stands first
         config={
             "model_type": "florence2", "image_token_id": ID["<image>"],
             "vision_config": {
@@ -100,6 +100,7 @@ PAIRS = {
             "size": {"height": 192, "width": 192}, "do_center_crop": False, "image_seq_length": 37,
         }),
         names=IMAGE, template=None, prompt="{question}", start="</s>",
+        soften={"channel_attn": 0.2, "conv1": 0.3, "conv2": 0.3, "window_attn.proj": 0.5},
     ),
     "vipllava": Pair(  # five layers' features side by side
         config={
