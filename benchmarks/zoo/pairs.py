@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoo import pairs_apart, pairs_grid, pairs_square, pairs_tiles, shim
+from zoo import pairs_apart, pairs_grid, pairs_kin, pairs_square, pairs_tiles, shim
 from zoo.pair import VOCAB, Pair
 from zoo.processors import processor
 from zoo.tokens import ID, SPECIAL
@@ -22,6 +22,7 @@ PAIRS: Mapping[str, Pair] = {
     **pairs_tiles.PAIRS,
     **pairs_grid.PAIRS,
     **pairs_apart.PAIRS,
+    **pairs_kin.PAIRS,
 }
 """Every family, by its ``model_type``."""
 
