@@ -1,0 +1,3 @@
+"""Tiny."""
+from zoo.models import NAMES, build
+from zoo.inputs import Prepared, inputs
