@@ -1,3 +1,5 @@
 """Tiny."""
+from zoo import shim
+shim.declare_operators()
 from zoo.models import NAMES, build
 from zoo.inputs import Prepared, inputs

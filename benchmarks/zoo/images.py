@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 ROWS, COLUMNS = 8, 12
 """Patches of an image that need not be square."""
+PATCH = 8
+"""Their side in pixels, where the model does not say."""
 
 
 class Draw:
@@ -31,7 +33,7 @@ class Draw:
     def vision(self) -> Any:
         """The vision encoder's configuration; the model's own if it has no other."""
         config = self.config
-        for inner in ("vlm_config", "encoder", "vision_config"):
+        for inner in ("vlm_config", "encoder", "vision_config", "sam_config"):
             config = getattr(config, inner, config)
         return config
 
@@ -44,7 +46,7 @@ class Draw:
     @property
     def patch(self) -> int:
         """Side of a patch, in pixels."""
-        size = getattr(self.vision, "patch_size", None) or self.config.patch_size
+        size = getattr(self.vision, "patch_size", None) or getattr(self.config, "patch_size", PATCH)
         return size if isinstance(size, int) else size[0]
 
 
@@ -108,6 +110,11 @@ def local_tiles(draw: Draw) -> Images:
     }
 
 
+def placed_tiles(draw: Draw) -> Images:
+    """The same, and how many columns and rows the tiles make."""
+    return {**local_tiles(draw), "patches_grid": torch.tensor([[2, 1]])}
+
+
 def any_resolution(draw: Draw) -> Images:
     """Thumbnail first, then two tiles side by side; half of each tile's rows are padding that the model removes."""
     size = [draw.side // 2, draw.side * 15 // 8]
@@ -150,11 +157,11 @@ def reshaped_grid(*shape: int) -> Image:
 
 
 def grid_of_merged(draw: Draw) -> Images:
-    """Blocks of 2 × 2 patches, channels last, and the grid of patches."""
+    """Blocks of 2 × 2 patches, channels last, and their grid."""
     side = 2 * draw.patch
     return {
         "pixel_values": draw(ROWS * COLUMNS // 4, side, side, 3),
-        "image_grid_thw": torch.tensor([[1, ROWS, COLUMNS]]),
+        "image_grid_thw": torch.tensor([[1, ROWS // 2, COLUMNS // 2]]),
     }
 
 
@@ -286,7 +293,6 @@ IMAGES: dict[str, Image] = {
     **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), whole),
     **dict.fromkeys(("minicpm_ocr", "minicpmv4_6", "minicpmv4_7"), strip),
     **dict.fromkeys(("diffusion_gemma", "gemma4"), placed_patches(1)),
-    **dict.fromkeys(("step3p7", "unlimited_ocr"), local_tiles),
     **dict.fromkeys(
         (
             "cohere_compass", "cosmos3_edge", "cosmos3_omni", "dots3_note", "ernie4_5_vl_moe",
@@ -299,10 +305,10 @@ IMAGES: dict[str, Image] = {
     "chameleon": pixels(32, 32),
     "deepseek_vl_hybrid": two_resolutions,
     "emu3": discrete,
-    "fast_vlm": pixels(64, 64),
+    "fast_vlm": pixels(128, 192),
     "florence2": pixels(64, 64),
     "fuyu": plain_patches,
-    "gemma3n": pixels(64, 64),
+    "gemma3n": pixels(128, 128),
     "gemma4_unified": placed_patches(2),
     "granite_docling": masked_tiles,
     "idefics": sample_of_one,
@@ -315,10 +321,12 @@ IMAGES: dict[str, Image] = {
     "mllama": aspect_ratio,
     "molmo2": pooled_crops,
     "nemotron_h_omni": grid_without_time,
-    "paddleocr_vl": reshaped_grid(1, -1, 3, 0, 0),
-    "perception_lm": sample_of_tiles,
+    "paddleocr_vl": reshaped_grid(-1, 3, 0, 0),
+    "perception_lm": lambda draw: {"pixel_values": draw(1, 3, 3, 32, 32)},
     "pi0": masked_one,
     "pix2struct": numbered_patches,
+    "step3p7": local_tiles,
+    "unlimited_ocr": placed_tiles,
     "video_llama_3": grid_with_merge,
     "vision-encoder-decoder": lambda draw: {"pixel_values": draw(1, 3, 32, 32)},
 }  # fmt: skip

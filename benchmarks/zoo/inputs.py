@@ -173,7 +173,8 @@ def protein(model: nn.Module, images: Images) -> Prepared:
 def actions(model: nn.Module, images: Images) -> Prepared:
     """A robot's state and noise to turn into actions; the prompt ends where an answer would start."""
     config = model.config
-    made = placeholders(model, images, notes="The logits are velocities of actions, not words.")
+    camera = {"pixel_values": images["pixel_values"][0]}
+    made = placeholders(model, camera, notes="The logits are velocities of actions, not words.")
     prompt = _prompt(made)
     return Prepared(
         {
@@ -240,10 +241,15 @@ def count(model: nn.Module, images: Images) -> int:
             if ask is not None:
                 accepted = inspect.signature(ask).parameters
                 found = ask(**{name: value for name, value in images.items() if name in accepted})
-                features = getattr(found, "pooler_output", None)
-                features = found.last_hidden_state if features is None else features
-                return sum(t.shape[:-1].numel() for t in _tensors(features))
+                return sum(t.shape[:-1].numel() for t in _tensors(_features(found)))
     raise AttributeError(f"{type(model).__name__} has no get_image_features")
+
+
+def _features(found: Any) -> Any:
+    for name in ("pooler_output", "last_hidden_state"):
+        if getattr(found, name, None) is not None:
+            return getattr(found, name)
+    return found.deepstack_features[0][1]  # Granite 4: of the first layer that they are added to
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -41,6 +41,30 @@ _QWEN3_5_TEXT = {"head_dim": 32, **_mrope(2, 1, 1)}
 _GEMMA4_TEXT = {"vocab_size_per_layer_input": 512, "hidden_size_per_layer_input": 16}
 _MINICPM_VISION = {"insert_layer_id": 1}
 
+def _convolutions(width: int, stride: int) -> dict[str, Any]:
+    """A block of MobileNet V5: an inverted bottleneck."""
+    return {
+        "block_type": "uir", "out_chs": width, "stride": stride, "act_layer": None,
+        "dw_kernel_size_start": 3, "dw_kernel_size_mid": 3 if stride > 1 else 0, "dw_kernel_size_end": 0,
+        "exp_ratio": 2.0, "se_ratio": 0.0, "noskip": False,
+    }  # fmt: skip
+
+
+def _attention(width: int) -> dict[str, Any]:
+    """A block of MobileNet V5: two heads of queries over one of keys and values."""
+    return {
+        "block_type": "mqa", "out_chs": width, "stride": 1, "act_layer": None, "dw_kernel_size": 3,
+        "num_heads": 2, "key_dim": 16, "value_dim": 16, "kv_stride": 1, "noskip": False,
+    }  # fmt: skip
+
+
+_MOBILENET = [
+    [_convolutions(16, 2)],
+    [_convolutions(24, 2)],
+    [_convolutions(32, 2), _attention(32), _convolutions(32, 1)],
+    [_convolutions(48, 2), _attention(48), _convolutions(48, 1)],
+]
+
 PARTS: dict[str, dict[str, Any]] = {
     "cosmos3_edge_text": _mrope(3, 3, 2),
     "ernie4_5_vl_moe_text": {**_mrope(3, 3, 2), "moe_intermediate_size": [32, 24]},
@@ -63,6 +87,14 @@ PARTS: dict[str, dict[str, Any]] = {
         "indexer_head_dim": 16, "indexer_budget": 16, "indexer_compress_ratio": 4,
         "ple_embed_dim": 64,
     },
+    "step3p5": {
+        "layer_types": ["full_attention", "sliding_attention"] * PATTERN, "sliding_window": 16,
+        "num_sliding_attention_heads": 6,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    },
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention"] * PATTERN,
         "rope_parameters": {
@@ -72,7 +104,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
     "gemma4_text": _GEMMA4_TEXT,
-    "gemma4_unified_vision": {"mm_embed_dim": 48, "mm_posemb_size": 64, "output_proj_dims": 64, "pooling_kernel_size": 2},
+    "gemma4_unified_vision": {"mm_embed_dim": 48, "mm_posemb_size": 64, "output_proj_dims": 48, "pooling_kernel_size": 2},
     "gemma4_vision": {"position_embedding_size": 64, "pooling_kernel_size": 2},
     "glm5_next_text": {"index_kpool": 4},
     "lfm2": {"layer_types": ["conv", "full_attention"] * PATTERN, "full_attn_idxs": [1, 3], "block_multiple_of": 16},
@@ -80,7 +112,8 @@ PARTS: dict[str, dict[str, Any]] = {
         "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"], "num_experts_per_tok": 2,
         "n_group": 1, "topk_group": 1,
     },
-    "deepseek_v3": {"first_k_dense_replace": 1},
+    "deepseek_v3": {"first_k_dense_replace": 1, "head_dim": 8},  # the part of a head that turns
+    "mistral_large4_text": {"head_dim": 8},
     # Vision encoders.
     **dict.fromkeys(
         ("exaone4_5_vision", "qwen2_5_vl_vision", "qwen2_5_omni_vision_encoder"),
@@ -89,7 +122,10 @@ PARTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("got_ocr2_vision", "pp_chart2table_vision"), _SAM),
     "step3p5_vision": {"image_size": 64},
     "kosmos_2_5_vision_model": {"patch_embed_hidden_size": 192, "max_num_patches": 128},
-    "pix2struct_vision_model": {"patch_embed_hidden_size": 192, "seq_len": 128},
+    "pix2struct_vision_model": {
+        "hidden_size": 64, "num_attention_heads": 4,  # the decoder's width
+        "patch_embed_hidden_size": 192, "seq_len": 128,
+    },
     "sam_vision_model": {**_SAM, "num_pos_feats": 16},
     "deepseek_ocr2_sam_vision_model": {**_SAM, "downsample_channels": [40, 48]},
     "unlimited_ocr_sam_vision_model": {**_SAM, "downsample_channels": [40, 48]},
@@ -125,6 +161,18 @@ PARTS: dict[str, dict[str, Any]] = {
     "qwen2_5_omni_audio_encoder": {"output_dim": 64},
     "inkling_audio": {"mel_vocab_size": 16},
     "hunyuan_vl_vision": {"max_image_size": 128, "min_image_size": 32},
+    "gemma3n_vision": {
+        "model_args": {"block_args": _MOBILENET, "msfa_output_resolution": 4},
+        "hidden_size": 2048,  # fixed in the encoder
+        "vocab_size": 8, "vocab_offset": 480,
+    },
+    "gemma3n_audio": {
+        "vocab_size": 8, "vocab_offset": 488, "conf_num_hidden_layers": 1, "conf_num_attention_heads": 3,
+        "sscp_conv_channel_size": [8, 4], "input_feat_size": 16,
+    },
+    "gemma3n_text": {
+        **_GEMMA4_TEXT, "vocab_size_per_layer_input": 480, "laurel_rank": 8, "num_kv_shared_layers": 2,
+    },
     "muse_spark_audio": {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
 }  # fmt: skip
 
@@ -156,6 +204,25 @@ NAMES: dict[str, Override] = {
     "gemma3": Override(changes={"mm_tokens_per_image": 4}),
     "shieldgemma2": Override(changes={"mm_tokens_per_image": 4}),
     "t5gemma2": Override(changes={"encoder.mm_tokens_per_image": 4}),
+    "fast_vlm": Override(
+        changes={
+            "vision_config.model_args": {
+                "inference_mode": True, "layers": [1, 1, 1, 1, 1], "embed_dims": [8, 16, 32, 32, 64],
+            },
+            "vision_config.hidden_size": 128,  # twice the last stage's
+        }
+    ),
+    "gemma3n": Override(changes={"vision_soft_tokens_per_image": 16}),
+    "perception_lm": Override(
+        base={"vision_config": {"model_type": "timm_wrapper", "architecture": "vit_pe_lang_large_patch14_448"}},
+        changes={
+            "vision_config.model_args": {
+                "embed_dim": 48, "depth": 4, "num_heads": 3, "img_size": [32, 32], "patch_size": 8,
+                "ref_feat_shape": [4, 4], "global_pool": "",
+            },
+            "projector_pooling_ratio": 2,
+        },
+    ),
     "gemma4": Override(base={"vision_config": {}}),
     "gemma4_unified": Override(base={"vision_config": {}}),
     "granite4_vision": Override(
@@ -179,5 +246,10 @@ NAMES: dict[str, Override] = {
             "text_config.additional_vocab_size": 16,
         }
     ),
+    **dict.fromkeys(
+        ("muse_glimmer", "muse_spark"),
+        Override(changes={"out_hidden_size": 192}),  # four patches of 48, side by side
+    ),
+    "kimi_k25": Override(changes={"projection_hidden_size": 48}),  # the vision encoder's own width
     "vipllava": Override(changes={"vision_feature_layer": [-2, -3, -4, 1]}),
 }

@@ -10,6 +10,7 @@ can know stands in :mod:`zoo.overrides`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -161,7 +162,7 @@ def _put(tree: Tree, path: str, value: Any) -> None:
     *parents, last = path.split(".")
     for name in parents:
         tree = tree[name]
-    tree[last] = value
+    tree[last] = deepcopy(value)
 
 
 def _cut(part: Tree, text: bool) -> None:
