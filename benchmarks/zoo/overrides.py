@@ -27,7 +27,7 @@ def _mrope(*sections: int) -> dict[str, Any]:
     return {"rope_parameters.mrope_section": list(sections)}
 
 
-_SAM = {"output_channels": 32, "window_size": 3, "image_size": 64}
+_SAM = {"output_channels": 32, "window_size": 3, "image_size": 128}
 _TINY_VQ = {
     "num_embeddings": 32,
     "embed_dim": 8,
@@ -88,7 +88,7 @@ PARTS: dict[str, dict[str, Any]] = {
         "ple_embed_dim": 64,
     },
     "step3p5": {
-        "layer_types": ["full_attention", "sliding_attention"] * PATTERN, "sliding_window": 16,
+        "layer_types": ["full_attention", "sliding_attention"] * PATTERN, "sliding_window": 8,
         "num_sliding_attention_heads": 6,
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 10000.0},
@@ -201,9 +201,11 @@ NAMES: dict[str, Override] = {
             "image_token_id": 400,
         }
     ),
-    "gemma3": Override(changes={"mm_tokens_per_image": 4}),
-    "shieldgemma2": Override(changes={"mm_tokens_per_image": 4}),
-    "t5gemma2": Override(changes={"encoder.mm_tokens_per_image": 4}),
+    "gemma3": Override(changes={"mm_tokens_per_image": 16, "vision_config.image_size": 64}),
+    "shieldgemma2": Override(changes={"mm_tokens_per_image": 16, "vision_config.image_size": 64}),
+    "t5gemma2": Override(
+        changes={"encoder.mm_tokens_per_image": 16, "encoder.vision_config.image_size": 64}
+    ),
     "fast_vlm": Override(
         changes={
             "vision_config.model_args": {

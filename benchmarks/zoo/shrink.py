@@ -97,7 +97,7 @@ SIZES: dict[str, tuple[int, int]] = {
     # Extents.
     "vocab_size": (VOCABULARY, VOCABULARY),
     "max_position_embeddings": (512, 512),
-    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_chunk_size"), (16, 16)),
+    **dict.fromkeys(("sliding_window", "sliding_window_size", "attention_chunk_size"), (8, 8)),
     "image_size": (32, 32),
     "patch_size": (8, 8),
     "num_position_embeddings": (64, 64),
