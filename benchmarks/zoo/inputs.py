@@ -66,11 +66,24 @@ def placeholders(model: nn.Module, images: Images, *, columns: int = 0, notes: s
     if columns:
         rows = [run[i : i + columns] for i in range(0, len(run), columns)]
         run = [t for row in rows for t in (*row, BREAK)]
-    prompt = [*BEFORE, *run, *QUESTION]
+    start, end = (_named(model.config, names) for names in (STARTS, ENDS))
+    prompt = [*BEFORE, *start, *run, *end, *QUESTION]
     ids = torch.tensor([[*prompt, *ANSWER]])
     accepted = inspect.signature(type(model).forward).parameters
     kinds = {name: (ids == token).long() for name in TOKEN_KINDS if name in accepted}
-    return Prepared({"input_ids": ids, **kinds, **images}, len(prompt), notes)
+    mask = {"attention_mask": torch.ones_like(ids)} if "attention_mask" in accepted else {}
+    return Prepared({"input_ids": ids, **mask, **kinds, **images}, len(prompt), notes)
+
+
+STARTS = (
+    "vision_start_token_id", "image_start_token_id", "boi_token_id", "boi_token_index",
+    "image_bos_token_id", "image_start_id", "im_start_id",
+)  # fmt: skip
+ENDS = (
+    "vision_end_token_id", "image_end_token_id", "eoi_token_id", "eoi_token_index", "image_end_id",
+    "im_end_id",
+)  # fmt: skip
+"""What a configuration calls the tokens before and after an image."""
 
 
 TOKEN_KINDS = ("mm_token_type_ids", "moe_mm_token_type_ids", "token_type_ids")
@@ -88,13 +101,15 @@ def prefix_and_answer(model: nn.Module, images: Images) -> Prepared:
 def words(model: nn.Module, images: Images, *, notes: str = "") -> Prepared:
     """No image tokens: the image is attended to from outside, or put before the text by the model."""
     prompt = [*BEFORE, *QUESTION]
-    return Prepared({"input_ids": torch.tensor([[*prompt, *ANSWER]]), **images}, len(prompt), notes)
+    ids = torch.tensor([[*prompt, *ANSWER]])
+    mask = {"attention_mask": torch.ones_like(ids)}
+    return Prepared({"input_ids": ids, **mask, **images}, len(prompt), notes)
 
 
 def seq2seq(model: nn.Module, images: Images) -> Prepared:
     """An encoder of image tokens and words; the answer in the decoder."""
     made = placeholders(model, images)
-    return Prepared({**made.inputs, **_decoder(), "input_ids": _prompt(made)}, 1)
+    return Prepared({**_prompt(made), **_decoder()}, 1)
 
 
 def image_to_text(model: nn.Module, images: Images) -> Prepared:
@@ -107,7 +122,8 @@ def document(model: nn.Module, images: Images) -> Prepared:
     ids = torch.tensor([[*BEFORE, *QUESTION]])
     corners = torch.linspace(0.1, 0.7, ids.shape[1])
     boxes = torch.stack([corners, corners, corners + 0.2, corners + 0.1], dim=-1)[None]
-    return Prepared({"input_ids": ids, "bbox": boxes, **images, **_decoder()}, 1)
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "bbox": boxes}
+    return Prepared({**text, **images, **_decoder()}, 1)
 
 
 def cross_attended(model: nn.Module, images: Images) -> Prepared:
@@ -116,7 +132,9 @@ def cross_attended(model: nn.Module, images: Images) -> Prepared:
     ids = torch.tensor([[*prompt, *ANSWER]])
     mask = torch.zeros(1, ids.shape[1], 1, images["pixel_values"].shape[2], dtype=torch.long)
     mask[:, len(BEFORE) :, :, :2] = 1
-    return Prepared({"input_ids": ids, "cross_attention_mask": mask, **images}, len(prompt))
+    ones = torch.ones_like(ids)
+    made = {"input_ids": ids, "attention_mask": ones, "cross_attention_mask": mask, **images}
+    return Prepared(made, len(prompt))
 
 
 def attended_images(model: nn.Module, images: Images) -> Prepared:
@@ -131,10 +149,9 @@ def latent_places(model: nn.Module, images: Images) -> Prepared:
     run = model.config.latent_query_num
     prompt = [*BEFORE, *[BREAK] * run, *QUESTION]
     ids = torch.tensor([[*prompt, *ANSWER]])
-    return Prepared(
-        {"input_ids": ids, "image_embeds_position_mask": (ids == BREAK).long(), **images},
-        len(prompt),
-    )
+    places = (ids == BREAK).long()
+    made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **images}
+    return Prepared({**made, "image_embeds_position_mask": places}, len(prompt))
 
 
 def asked_queries(model: nn.Module, images: Images) -> Prepared:
@@ -148,7 +165,7 @@ def canvas(model: nn.Module, images: Images) -> Prepared:
     """The prompt in the encoder, the answer on the canvas that the decoder refines, all at once."""
     made = placeholders(model, images)
     return Prepared(
-        {**made.inputs, "input_ids": _prompt(made), "decoder_input_ids": torch.tensor([ANSWER])},
+        {**_prompt(made), "decoder_input_ids": torch.tensor([ANSWER])},
         0,
         "Block diffusion: the logits at a position are of that position's own token.",
     )
@@ -161,7 +178,6 @@ def protein(model: nn.Module, images: Images) -> Prepared:
     return Prepared(
         {
             **made.inputs,
-            "attention_mask": torch.ones_like(made.inputs["input_ids"]),
             "protein_input_ids": chain,
             "protein_attention_mask": torch.ones_like(chain),
         },
@@ -175,11 +191,10 @@ def actions(model: nn.Module, images: Images) -> Prepared:
     config = model.config
     camera = {"pixel_values": images["pixel_values"][0]}
     made = placeholders(model, camera, notes="The logits are velocities of actions, not words.")
-    prompt = _prompt(made)
     return Prepared(
         {
+            **_prompt(made),
             **images,
-            "input_ids": prompt,
             "state": torch.linspace(-1, 1, config.max_state_dim)[None],
             "noise": torch.linspace(-1, 1, config.chunk_size * config.max_action_dim).reshape(
                 1, config.chunk_size, config.max_action_dim
@@ -191,8 +206,10 @@ def actions(model: nn.Module, images: Images) -> Prepared:
     )
 
 
-def _prompt(made: Prepared) -> Tensor:
-    return made.inputs["input_ids"][:, : made.answer_start]
+def _prompt(made: Prepared) -> dict[str, Tensor]:
+    """A sample's text without its answer."""
+    text = ("input_ids", "attention_mask", *TOKEN_KINDS)
+    return {n: v[:, : made.answer_start] if n in text else v for n, v in made.inputs.items()}
 
 
 def _decoder() -> dict[str, Tensor]:
@@ -219,6 +236,11 @@ TEXTS: dict[str, Text] = {
     "udop": document,
 }
 """How each architecture takes its text; :func:`placeholders` where nothing is said."""
+
+
+def _named(config: Any, names: tuple[str, ...]) -> list[int]:
+    """The first of these fields that is set, or nothing."""
+    return [getattr(config, name) for name in names if getattr(config, name, None) is not None][:1]
 
 
 def image_token(model: nn.Module) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping
 
 import torch
 import transformers
@@ -16,8 +18,11 @@ from zoo.shrink import shrink
 NAMES: tuple[str, ...] = tuple(sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
 """The architectures, by the model type of their configuration."""
 
-SPREAD = 1.5
+SPREAD = 1.25
 """Of a weight matrix, in units of one over the root of its fan-in: attention is then far from flat."""
+
+CLOSED = 0.2
+"""A vector below this everywhere, and no bias, is a gate or the scale of a branch: it is opened."""
 
 
 def config(name: str) -> PreTrainedConfig:
@@ -31,33 +36,46 @@ def build(name: str, *, attention: str = "sdpa", seed: int = 0) -> nn.Module:
 
     Args:
         name: One of :data:`NAMES`.
-        attention: ``"eager"``, or ``"sdpa"``: then each part that has an SDPA kernel runs on it.
+        attention: ``"eager"``, or ``"sdpa"``: then each part runs on SDPA that has it, the others on eager.
         seed: Of every weight.
+
+    Raises:
+        ImportError: If the vision encoder comes from timm, and timm is not installed.
     """
-    # The auto class itself does not find every entry of its own table (Evolla), so the table is read.
+    # The auto class does not find every entry of its own table (Evolla), so the table is read.
     kind = getattr(transformers, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[name])
-    torch.manual_seed(seed)
     chosen = {} if attention == "sdpa" else {"attn_implementation": attention}
-    model = kind._from_config(config(name), **chosen).float().eval()
-    spread(model, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # what is not drawn below: buffers
+        model = kind._from_config(config(name), **chosen).float().eval()
+    draw_weights(model, seed, overrides.NAMES.get(name, overrides.Override()).calm)
     return model
 
 
 @torch.no_grad()
-def spread(model: nn.Module, seed: int) -> None:
-    """Draw every weight anew."""
+def draw_weights(model: nn.Module, seed: int, calm: Mapping[str, float]) -> None:
+    """Draw every weight so that wrong code shows: sharp attention, open gates, norms and biases that do something.
+
+    Default initialisation gives flat attention, and gates and layer scales at which a branch has no effect.
+
+    Args:
+        model: Changed in place.
+        seed: Of the draw.
+        calm: For parameters whose name matches, a factor on :data:`SPREAD`.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim >= 2 and parameter.numel() > max(parameter.shape):
-            parameter.copy_(noise * (SPREAD / math.sqrt(_fan_in(parameter))))
-        elif not name.endswith("bias") and parameter.abs().max() < 0.2:
-            parameter.copy_(0.5 + 0.1 * noise)  # a gate, or the scale of a branch
+        if parameter.numel() > max(parameter.shape, default=0):
+            factor = math.prod(f for pattern, f in calm.items() if re.search(pattern, name))
+            parameter.copy_(noise * (factor * SPREAD / math.sqrt(_fan_in(parameter))))
+        elif not name.endswith("bias") and parameter.abs().max() < CLOSED:
+            parameter.copy_(0.5 + 0.1 * noise)
         else:
             parameter.add_(0.1 * noise)
 
 
 def _fan_in(weight: Tensor) -> int:
-    if weight.ndim == 3 and weight.shape[0] != weight.shape[1]:
-        return weight.shape[-1]
-    return weight[0].numel()
+    """Inputs of each output; of stacked experts' matrices and of tables of positions, the last dimension."""
+    stacked = weight.ndim == 3 and weight.shape[1] > 1
+    return weight.shape[-1] if stacked else weight[0].numel()

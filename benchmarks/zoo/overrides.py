@@ -16,10 +16,12 @@ class Override:
     Attributes:
         base: Given to the configuration's class before anything is cut.
         changes: Set last, by dotted path from the configuration's root.
+        calm: For parameters whose name matches, how much less widely than the others they are drawn.
     """
 
     base: dict[str, Any] = field(default_factory=dict)
     changes: dict[str, Any] = field(default_factory=dict)
+    calm: dict[str, float] = field(default_factory=dict)
 
 
 def _mrope(*sections: int) -> dict[str, Any]:
@@ -179,26 +181,29 @@ PARTS: dict[str, dict[str, Any]] = {
 _ANYRES = [[32, 64], [64, 32], [64, 64], [96, 32], [32, 96]]
 _VISUAL_TOKENS = range(100, 132)
 
+# Scores that nothing divides by the root of the heads' width: drawn as widely as the rest, a softmax would be one-hot.
+_UNDIVIDED = {r"(SelfAttention|EncDecAttention|attention)\.(q|query)\.weight$": 0.25}
+
 NAMES: dict[str, Override] = {
     "aria": Override(changes={"projector_patch_to_query_dict": {16: 6}, "max_value_projector_patch_to_query_dict": 6}),
     "chameleon": Override(
         changes={
             "vocabulary_map": {
-                "<image>": 400,
+                "<image>": 450,
                 # Numbers are spelt with letters: A is 0, J is 9.
                 **{f"IMGIMG{''.join('ABCDEFGHIJ'[int(c)] for c in str(i))}Z": t for i, t in enumerate(_VISUAL_TOKENS)},
             },
-            "image_token_id": 400,
+            "image_token_id": 450,
         }
     ),
     "emu3": Override(
         changes={
             "vocabulary_map": {
-                "<image>": 400,
+                "<image>": 450,
                 "<|extra_200|>": 132,
                 **{f"<|visual token {i:06d}|>": t for i, t in enumerate(_VISUAL_TOKENS)},
             },
-            "image_token_id": 400,
+            "image_token_id": 450,
         }
     ),
     "gemma3": Override(changes={"mm_tokens_per_image": 16, "vision_config.image_size": 64}),
@@ -246,12 +251,25 @@ NAMES: dict[str, Override] = {
             "adapter_config.vision_feature_layer": [3, 1],
             "vision_config.num_position_embeddings": 16,
             "text_config.additional_vocab_size": 16,
+        },
+        calm={r"image_pooling_2d\.(q|k)_proj\.weight$": 0.3},  # reads a residual stream that no norm has scaled
+    ),
+    # Positions follow these markers; a default configuration has none, every released one does.
+    "minicpmv4_7": Override(
+        changes={
+            "image_start_id": 450, "image_end_id": 451, "slice_start_id": 452, "slice_end_id": 453,
+            "newline_id": 454,
         }
+    ),
+    **dict.fromkeys(
+        ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"),
+        Override(changes={"vision_start_token_id": 450, "vision_end_token_id": 451}),
     ),
     **dict.fromkeys(
         ("muse_glimmer", "muse_spark"),
         Override(changes={"out_hidden_size": 192}),  # four patches of 48, side by side
     ),
     "kimi_k25": Override(changes={"projection_hidden_size": 48}),  # the vision encoder's own width
+    **dict.fromkeys(("pix2struct", "udop"), Override(calm=_UNDIVIDED)),
     "vipllava": Override(changes={"vision_feature_layer": [-2, -3, -4, 1]}),
 }

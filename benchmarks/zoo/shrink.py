@@ -105,6 +105,10 @@ SIZES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("pos_emb_height", "pos_emb_width"), (8, 8)),
 }  # fmt: skip
 
+TOKENS = ("token_id", "token_index", "token_ids", "start_id", "end_id", "patch_id", "newline_id")
+"""How the names of fields end that hold special tokens."""
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+
 # Layer numbers, for encoders of four layers.
 INDEXES: dict[str, list[int]] = {
     "fullatt_block_indexes": [1, 3],
@@ -244,26 +248,19 @@ def _keep_overlays(part: Tree, picks: list[int]) -> None:
 
 
 def _renumber(tree: Tree) -> None:
-    """Special tokens below the vocabulary's end; those that had no number get one if images need it."""
-    found: dict[int, int] = {}
-    for _, part in _parts(tree):
-        for name, value in part.items():
-            if name in {"image_token_id", "image_token_index", "video_token_id", "video_token_index"}:
-                part[name] = value = -len(name) if value is None else value  # a stand-in, below
-            if _is_token(name):
-                found.update(dict.fromkeys(_integers(value), 0))
-    high = sorted(token for token in found if not 0 <= token < FIRST_SPECIAL)
-    fresh = {token: FIRST_SPECIAL + i for i, token in enumerate(high)}
-    for _, part in _parts(tree):
-        for name, value in part.items():
-            if _is_token(name) and isinstance(value, list):
-                part[name] = [fresh.get(token, token) for token in value]
-            elif _is_token(name) and isinstance(value, int):
-                part[name] = fresh.get(value, value)
-
-
-def _is_token(name: str) -> bool:
-    return name.endswith(("token_id", "token_index", "token_ids", "start_id", "end_id", "patch_id", "newline_id"))
+    """Special tokens below the vocabulary's end; image tokens without a number get one."""
+    fields = [(part, name) for _, part in _parts(tree) for name in part if name.endswith(TOKENS)]
+    high = {t for part, name in fields for t in _integers(part[name]) if t >= FIRST_SPECIAL}
+    fresh = {token: FIRST_SPECIAL + i for i, token in enumerate(sorted(high))}
+    spare = iter(range(FIRST_SPECIAL + len(high), VOCABULARY))
+    for part, name in fields:
+        value = part[name]
+        if isinstance(value, list):
+            part[name] = [fresh.get(token, token) for token in value]
+        elif isinstance(value, int):
+            part[name] = fresh.get(value, value)
+        elif name in IMAGE_TOKENS:
+            part[name] = next(spare)
 
 
 def _integers(value: Any) -> list[int]:
