@@ -118,7 +118,10 @@ def placed_tiles(draw: Draw) -> Images:
 def any_resolution(draw: Draw) -> Images:
     """Thumbnail first, then two tiles side by side; half of each tile's rows are padding that the model removes."""
     size = [draw.side // 2, draw.side * 15 // 8]
-    return {"pixel_values": draw(1, 3, 3, draw.side, draw.side), "image_sizes": torch.tensor([size])}
+    return {
+        "pixel_values": draw(1, 3, 3, draw.side, draw.side),
+        "image_sizes": torch.tensor([size]),
+    }
 
 
 def whole(draw: Draw) -> Images:
@@ -212,7 +215,9 @@ def numbered_patches(draw: Draw) -> Images:
     """Flattened patches, each after its row and its column, which count from 1."""
     y, x = _raster(ROWS, COLUMNS)
     made = draw(1, len(x), 3 * draw.patch**2)
-    return {"flattened_patches": torch.cat([torch.stack([y + 1, x + 1], dim=-1)[None], made], dim=-1)}
+    return {
+        "flattened_patches": torch.cat([torch.stack([y + 1, x + 1], dim=-1)[None], made], dim=-1)
+    }
 
 
 def sized_patches(draw: Draw) -> Images:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.images import COLUMNS, IMAGES, ROWS, Draw, Images
+from zoo.images import COLUMNS, IMAGES, Draw, Images
 
 BEFORE = (210, 211)
 QUESTION = (212, 213, 214, 215)
@@ -31,11 +31,27 @@ class Prepared:
         inputs: Keyword arguments of the model's forward.
         answer_start: First position of the answer, in ``decoder_input_ids`` if there are any, else in ``input_ids``.
         notes: What a reader of the results should know of these inputs.
+        shift: How many rows before its own position a token's logits stand: 0 where all are filled in at once.
     """
 
     inputs: dict[str, Tensor]
     answer_start: int
     notes: str = ""
+    shift: int = 1
+
+    def answer_logits(self, logits: Tensor) -> Tensor:
+        """The rows of B × N × V logits that predict the answer; all of them if there are no words to predict.
+
+        Counted from the end: some models put the image's positions before the text's.
+        """
+        ids = self.inputs[
+            "decoder_input_ids" if "decoder_input_ids" in self.inputs else "input_ids"
+        ]
+        length = ids.shape[1] - self.answer_start
+        if not length:
+            return logits
+        end = logits.shape[1] - self.shift
+        return logits[:, end - length : end]
 
 
 Text = Callable[[nn.Module, Images], Prepared]
@@ -52,7 +68,9 @@ def inputs(name: str, model: nn.Module, *, seed: int = 0) -> Prepared:
     return TEXTS.get(name, placeholders)(model, IMAGES[name](Draw(model, seed)))
 
 
-def placeholders(model: nn.Module, images: Images, *, columns: int = 0, notes: str = "") -> Prepared:
+def placeholders(
+    model: nn.Module, images: Images, *, columns: int = 0, notes: str = ""
+) -> Prepared:
     """Words, one token for each of the image's features, the question, the answer.
 
     Args:
@@ -168,6 +186,7 @@ def canvas(model: nn.Module, images: Images) -> Prepared:
         {**_prompt(made), "decoder_input_ids": torch.tensor([ANSWER])},
         0,
         "Block diffusion: the logits at a position are of that position's own token.",
+        shift=0,
     )
 
 
@@ -226,7 +245,9 @@ TEXTS: dict[str, Text] = {
     "idefics": attended_images,
     **dict.fromkeys(("instructblip", "instructblipvideo"), asked_queries),
     **dict.fromkeys(("kosmos-2", "kosmos-2.5"), latent_places),
-    **dict.fromkeys(("lighton_ocr", "mistral3", "mistral_large4"), partial(placeholders, columns=COLUMNS // 2)),
+    **dict.fromkeys(
+        ("lighton_ocr", "mistral3", "mistral_large4"), partial(placeholders, columns=COLUMNS // 2)
+    ),
     "mistral4": partial(words, notes="A language model: it takes no image."),
     "mllama": cross_attended,
     "paligemma": prefix_and_answer,
@@ -244,7 +265,11 @@ def _named(config: Any, names: tuple[str, ...]) -> list[int]:
 
 
 def image_token(model: nn.Module) -> int:
-    """The number of the token that image features replace."""
+    """The number of the token that image features replace.
+
+    Raises:
+        KeyError: If the configuration names none.
+    """
     config = getattr(model.config, "vlm_config", model.config)
     for name in ("image_token_id", "image_token_index", "image_patch_id", "video_token_index"):
         token = getattr(config, name, None)
@@ -255,7 +280,11 @@ def image_token(model: nn.Module) -> int:
 
 @torch.no_grad()
 def count(model: nn.Module, images: Images) -> int:
-    """How many image tokens the model makes of these images: it is asked."""
+    """How many image tokens the model makes of these images: it is asked.
+
+    Raises:
+        AttributeError: If it has no method that says so.
+    """
     inner = getattr(model, "model", model)
     for part in (inner, getattr(inner, "encoder", inner), getattr(inner, "vlm", inner), model):
         for method in ("get_image_features", "get_video_features"):

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedConfig
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 VOCABULARY = 512
 TEXT_WIDTH = 64
@@ -85,9 +86,10 @@ SIZES: dict[str, tuple[int, int]] = {
     "qk_rope_head_dim": (8, 8), "qk_nope_head_dim": (8, 8), "qk_head_dim": (16, 16),
     "index_topk": (8, 8), "index_head_dim": (16, 16), "index_n_heads": (2, 2),
     "linear_num_key_heads": (2, 2), "linear_num_value_heads": (4, 4), "linear_num_heads": (4, 4),
-    "linear_key_head_dim": (8, 8), "linear_value_head_dim": (8, 8), "linear_head_dim": (16, 16),
+    "linear_key_head_dim": (32, 32), "linear_value_head_dim": (32, 32), "linear_head_dim": (32, 32),
     "mamba_num_heads": (8, 8), "mamba_head_dim": (16, 16), "ssm_state_size": (8, 8),
     "n_groups": (2, 2), "chunk_size": (8, 8),
+    "query_pre_attn_scalar": (16, 16),  # a head's width
     # Resamplers.
     **dict.fromkeys(("resampler_n_latents", "num_query_tokens", "latent_query_num"), (6, 6)),
     **dict.fromkeys(("resampler_num_latents",), (6, 6)),
@@ -170,16 +172,13 @@ def _put(tree: Tree, path: str, value: Any) -> None:
 
 
 def _cut(part: Tree, text: bool) -> None:
-    heads = {name: part[name] for name in HEADS if isinstance(part.get(name), int)}
+    before = dict(part)
     picks = _pick_layers(part)
     for name, default in list(part.items()):
         part[name] = _tiny(name, default, text)
-    for name, count in heads.items():
-        _cut_groups(part, name, count)
-    if picks:
-        overlay = part.get("per_layer_config") or {}
-        for values in overlay.values():
-            _cut(values, text)
+    for name in HEADS:
+        _keep_groups(part, before, name)
+    _keep_overlays(part, before, picks)
 
 
 def _tiny(name: str, default: Any, text: bool) -> Any:
@@ -194,12 +193,26 @@ def _tiny(name: str, default: Any, text: bool) -> Any:
     return min(default, size) if isinstance(default, int) else default
 
 
-def _cut_groups(part: Tree, heads: str, before: int) -> None:
+def _keep_groups(part: Tree, before: Tree, heads: str) -> None:
     """Grouped queries stay grouped: two groups of two heads, or one of three."""
-    name = HEADS[heads]
-    groups, now = part.get(name), part[heads]
-    if isinstance(groups, int):
-        part[name] = now if groups == before else min(groups, now // 2)
+    groups = before.get(HEADS[heads])
+    if isinstance(before.get(heads), int) and isinstance(groups, int):
+        now = part[heads]
+        part[HEADS[heads]] = now if groups == before[heads] else min(groups, now // 2)
+
+
+def _keep_overlays(part: Tree, before: Tree, picks: list[int]) -> None:
+    """What single layers set for themselves, under their new numbers, and as much larger or smaller as it was."""
+    found = {int(layer): own for layer, own in (before.get("per_layer_config") or {}).items()}
+    if found:
+        part["per_layer_config"] = {
+            f"{new:02d}": {
+                name: max(2, part[name] * value // before[name])
+                for name, value in found[old].items()
+            }
+            for new, old in enumerate(picks)
+            if old in found
+        }
 
 
 def _pick_layers(part: Tree) -> list[int]:
@@ -215,7 +228,6 @@ def _pick_layers(part: Tree) -> list[int]:
             counting = values == list(range(depth))
             part[key] = list(range(len(picks))) if counting else [values[i] for i in picks]
         part[name] = len(picks)
-        _keep_overlays(part, picks)
     return picks
 
 
@@ -235,16 +247,6 @@ def _first_of_runs(kinds: list[tuple[Any, ...]], depth: int) -> list[int]:
     starts = [i for i in range(depth) if i == 0 or kinds[i] != kinds[i - 1]][:LAYERS]
     more = [i for i in range(starts[-1] + 1, depth) if kinds[i] == kinds[starts[-1]]]
     return [*starts, *more[: LAYERS - len(starts)]]
-
-
-def _keep_overlays(part: Tree, picks: list[int]) -> None:
-    """Fields that single layers set for themselves, under their new numbers."""
-    overlay = part.get("per_layer_config")
-    if overlay:
-        found = {int(key): value for key, value in overlay.items()}
-        part["per_layer_config"] = {
-            f"{new:02d}": found[old] for new, old in enumerate(picks) if old in found
-        }
 
 
 def _renumber(tree: Tree) -> None:
