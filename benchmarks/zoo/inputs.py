@@ -237,6 +237,7 @@ def _decoder() -> dict[str, Tensor]:
 
 TEXTS: dict[str, Text] = {
     "blip": words,
+    "deepseek_ocr2": partial(placeholders, notes="144 learned queries stand for the image."),
     "diffusion_gemma": canvas,
     "evolla": protein,
     "florence2": seq2seq,

@@ -50,7 +50,7 @@ SIZES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(
         (
             "projection_dim", "word_embed_proj_dim", "out_hidden_size", "text_hidden_size",
-            "adapter_out_dim", "projector_output_dim", "text_config_hidden_size",
+            "adapter_out_dim", "projector_output_dim",
         ), (TEXT_WIDTH, TEXT_WIDTH),
     ),
     # And those that must be the vision encoder's.
@@ -91,8 +91,11 @@ SIZES: dict[str, tuple[int, int]] = {
     "n_groups": (2, 2), "chunk_size": (8, 8),
     "query_pre_attn_scalar": (16, 16),  # a head's width
     # Resamplers.
-    **dict.fromkeys(("resampler_n_latents", "num_query_tokens", "latent_query_num"), (6, 6)),
-    **dict.fromkeys(("resampler_num_latents",), (6, 6)),
+    **dict.fromkeys(
+        (
+            "resampler_n_latents", "resampler_num_latents", "num_query_tokens", "latent_query_num",
+        ), (6, 6),
+    ),
     **dict.fromkeys(("resampler_n_heads", "resampler_heads"), (4, 4)),
     **dict.fromkeys(("resampler_head_dim", "resampler_dim_head"), (16, 16)),
     "resampler_depth": (2, 2),
@@ -183,8 +186,8 @@ def _cut(part: Tree, text: bool) -> None:
 
 def _tiny(name: str, default: Any, text: bool) -> Any:
     """One field's tiny value; a list of sizes has each of its entries cut."""
-    if name in INDEXES:
-        return INDEXES[name]
+    if name in INDEXES and default:
+        return list(INDEXES[name])
     size = SIZES.get(name, (None, None))[0 if text else 1]
     if size is None or isinstance(default, bool | None):
         return default
