@@ -9,7 +9,6 @@ from torch import nn
 
 from lvlm_probe.adapter import LayerSite, Sites
 
-
 CALLS = re.compile(r"attention_interface\(|scaled_dot_product_attention\(")
 
 
