@@ -9,23 +9,25 @@ grids (:mod:`lvlm_probe.lattice`). What cannot be told is left out, or an error;
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import Sites, SourceSequence
 from lvlm_probe.blurred import centres, clear_grid
-from lvlm_probe.errors import LayoutError
+from lvlm_probe.errors import LayoutError, UnmappedImageWarning
 from lvlm_probe.feeds import Partial, feeds, run_partly
 from lvlm_probe.grid import PatchGrid
 from lvlm_probe.lattice import Places, grids_of, place
 from lvlm_probe.layout import ImageSpan, TokenLayout
 from lvlm_probe.ramps import Prepare, Shown, image_path, shown_by_itself, trace_pixels
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "measured_layout"]
 
 _SCATTERED = 0.5  # of the elements: above, positions share what they show
 
@@ -87,6 +89,32 @@ def measure(
     if cache is not None:
         cache[key] = _remembered(layout, source)
     return layout
+
+
+_CACHES: WeakKeyDictionary[nn.Module, dict[Hashable, Measured]] = WeakKeyDictionary()
+
+
+def measured_layout(source: SourceSequence) -> TokenLayout:
+    """What an adapter says whose layouts are measured; each shape of images is measured once a model.
+
+    Where they cannot be, a warning says why, and the layout holds that in place of its images.
+
+    Args:
+        source: The sequence, with its model and sites.
+    """
+    model, sites = source.model, source.sites
+    assert sites is not None
+    try:
+        return measure(source, model, sites, source.prepare, _CACHES.setdefault(model, {}))
+    except LayoutError as error:
+        warnings.warn(
+            f"{type(model).__name__}: no map of the images, words can be explained only: {error}",
+            UnmappedImageWarning,
+            stacklevel=2,
+        )
+        met = run_partly(model, sites, source.inputs, (), gradients=False)
+        entered = _count(source) if met.hidden is None else len(met.hidden)
+        return replace(_ends(source, sites, entered), unmapped=str(error))
 
 
 def _shown(source: SourceSequence, prepare: Prepare | None) -> dict[str, Shown]:
@@ -180,7 +208,9 @@ class _Measurement:
     def _patch_places(self, met: Partial) -> Places | None:
         """Where the vision encoder's positions lie; None where its attention takes them in another order."""
         if met.keys is not None:
-            return self._places(met, met.keys)
+            keys = self._places(met, met.keys)
+            if keys is not None and (keys.image >= 0).any() and keys.mixing < _SCATTERED:
+                return keys
         places = self._places(met, met.patches)
         if met.queries is None or places is None:
             return places

@@ -139,7 +139,9 @@ class _Run:
         for site in self.cut or ():
             for path in (site.attention, site.cross_attention):
                 if path is not None:
-                    taps.append(Tap(path, _without_gradient, attention=True))
+                    # A softmax gives the weights; what they mix is seen as the module's own result.
+                    apart = self._kind(path) in _TOLD
+                    taps.append(Tap(path, _without_gradient, attention=apart))
         return taps
 
     def _on_language(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
