@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from lvlm_probe.ramps import Prepare, Shown, image_path, shown_by_itself, trace_
 
 __all__ = ["Measured", "measure"]
 
+_FEW = 9  # positions that tell whether all see everything
 _SCATTERED = 0.5  # of the elements: above, positions share what they show
 
 
@@ -334,9 +336,11 @@ class _Measurement:
         if not met.hidden.requires_grad:
             return ()
         name = next(n for n, shown in self.shown.items() if (shown.image == number).any())
-        found = centres(met.hidden, at, met.leaves[name], self.shown[name], number, size)
-        if found.everywhere or not found.fed:
+        look = partial(centres, met.hidden, at, met.leaves[name], self.shown[name], number, size)
+        few = look(most=_FEW)
+        if few.everywhere or not few.fed:
             return ()
+        found = look()
         if (grid := clear_grid(found, at)) is not None:
             return (grid,)
         raise LayoutError(

@@ -389,7 +389,7 @@ def test_another_question_is_not_measured_again() -> None:
 
 
 def test_without_images_nothing_is_measured(probe: lp.Probe) -> None:
-    source = SourceSequence(None, None, {"input_ids": torch.ones(1, 5)}, (), 3)
+    source = SourceSequence(None, None, {"input_ids": torch.ones(1, 5, dtype=torch.long)}, (), 3)
     assert measure(source, probe.model, probe.sites, refuse) == TokenLayout(5, 3)
 
 
