@@ -153,11 +153,14 @@ class _Run:
         assert self.across is not None
         place = _GIVEN.get(self._kind(self.across))  # pyright: ignore[reportArgumentType, reportCallIssue]
         if place is not None:
+            words = _end_to_end(_argument(args, kwargs, place, "query"))
             self.found.keys = _end_to_end(_argument(args, kwargs, place + 1, "key"))
         else:  # a module, given words and what they attend to
             given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             hidden = [v for v in given if v.is_floating_point() and v.ndim == 3]
-            self.found.keys = hidden[-1].flatten(0, 1)
+            words, self.found.keys = (value.flatten(0, 1) for value in (hidden[0], hidden[-1]))
+        if self.found.hidden is None:  # a layer of its own before the first of the others
+            self.found.hidden = words
         raise _FarEnough
 
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
