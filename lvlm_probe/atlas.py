@@ -181,8 +181,10 @@ class _Measurement:
 
     def _patch_places(self, met: Partial) -> Places | None:
         """Where the vision encoder's positions lie; None where its attention takes them in another order."""
-        if met.keys is not None:
-            return self._places(met, met.keys)
+        across = self._places(met, met.keys)
+        if across is not None and (across.image >= 0).any() and across.mixing < _SCATTERED:
+            return across
+        # Else words attend to queries, if to anything, which attended to these.
         places = self._places(met, met.patches)
         if met.queries is None or places is None:
             return places
