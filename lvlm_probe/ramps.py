@@ -238,7 +238,7 @@ def _place(
         frames = _frames(shape, rows)
         if (fitted := _fitted(frames, image, x, y, full)) is not None:
             return Shown(tuple(shape), *fitted)
-    lead = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
+    lead = shape[0] if len(shape) == 3 else 1  # [tiles, patches, values]; else patches in one row
     frame = np.repeat(np.arange(lead, dtype=np.int32), len(image) // lead)
     return Shown(tuple(shape), image, x, y, frame, np.zeros((2, len(image)), np.float32))
 
