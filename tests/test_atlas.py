@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import lvlm_probe as lp
-from lvlm_probe import atlas, blurred, feeds, lattice, ramps
+from lvlm_probe import blurred, feeds, known, lattice, ramps
 from lvlm_probe.adapter import LayerSite, Sites, SourceSequence
 from lvlm_probe.atlas import measure
 from lvlm_probe.errors import LayoutError
@@ -499,6 +499,6 @@ def test_key_leaves_out_text_alone() -> None:
     same = replace(source, inputs={**source.inputs, "input_ids": source.inputs["input_ids"] + 1})
     other = replace(source, inputs=grid)
     third = replace(source, inputs={**grid, "grid": torch.tensor([[1, 10, 6]])})
-    keys = [atlas._key(s) for s in (source, same, other, third)]
+    keys = [known.key_of(s) for s in (source, same, other, third)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
