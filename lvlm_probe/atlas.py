@@ -64,6 +64,12 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
+        given = [name for name, value in source.inputs.items() if value.is_floating_point()]
+        if given:
+            raise LayoutError(
+                f"the inputs {', '.join(given)} were made by hand, and not as one picture an item, so their pixels are not "
+                "known: give Probe the processor, and the case its pictures"
+            )
         return ends_of(source, sites, len(ids_of(source)))
     key = key_of(source)
     if cache is not None and key in cache:
