@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lvlm_probe.adapter import Adapter, Sites, adapter_for
-from lvlm_probe.asking import answered, asked, placed
+from lvlm_probe.asking import answered, asked, placed, row_of
 from lvlm_probe.case import Case
 from lvlm_probe.errors import ModelError, PromptError
 from lvlm_probe.images import ImageLike, load_images
@@ -140,6 +140,7 @@ class Probe:
         inputs: Mapping[str, Any],
         answer_start: int,
         images: ImageLike | Sequence[ImageLike] | None = None,
+        row: int | None = None,
     ) -> Case:
         """A case from model inputs that are already made.
 
@@ -147,17 +148,21 @@ class Probe:
             inputs: What the model's forward takes: one sample, prompt and answer.
             answer_start: Position of the first answer token; of an encoder–decoder, among the decoder's.
             images: The original pictures; without them, maps are as large as the model's input.
+            row: Of a padded batch: which question; it is explained without its padding.
 
         Raises:
             AnswerError: If no token follows ``answer_start``.
             PromptError: If there is no ``input_ids`` of one sample.
         """
         ready = placed(self, inputs)
+        if row is not None and "input_ids" in ready:
+            ready, padding = row_of(ready, row)
+            answer_start -= padding
         read = ready.get("decoder_input_ids", ready.get("input_ids"))
         if read is None or read.ndim != 2 or len(read) != 1:
             raise PromptError(
                 "inputs need 'input_ids' (of an encoder–decoder, 'decoder_input_ids') of shape [1 N]: one sample, "
-                "prompt and answer"
+                "prompt and answer; of a batch, name the row"
             )
         pictures = () if images is None else load_images(images)
         return Case(self, ready, answer_start, pictures, prompt="", text="")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import lvlm_probe as lp
 from lvlm_probe.adapter import Adapter, SourceSequence, TowerPaths, adapter_for
 from lvlm_probe.adapters.auto import discover
-from lvlm_probe.errors import AdapterError, LayoutError, UnmappedImageWarning
+from lvlm_probe.errors import AdapterError, LayoutError, PromptError, UnmappedImageWarning
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
 from lvlm_probe.target import Target
 
@@ -351,6 +351,40 @@ def test_without_any_image() -> None:
     assert found.patches is None
     with pytest.raises(LayoutError, match="there is no image 0"):
         found.pixels()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_row_of_a_padded_batch(side: str) -> None:
+    """Two questions of different lengths about two pictures; each is explained as if it had been asked alone."""
+    probe = lp.Probe(tiny.llava(), tiny.processor())
+    pictures = [tiny.picture(), tiny.picture().transpose(0)]
+    words = ("what is this", "where is the red circle on the left")
+    alone = [
+        probe.case(picture, question, answer="a red circle")
+        for picture, question in zip(pictures, words, strict=True)
+    ]
+    longest = max(case.layout.length for case in alone)
+    rows: dict[str, list[Tensor]] = {"input_ids": [], "attention_mask": [], "pixel_values": []}
+    starts: list[int] = []
+    for case in alone:
+        missing = longest - case.layout.length
+        at = (missing, 0) if side == "left" else (0, missing)
+        pad = nn.functional.pad
+        rows["input_ids"].append(pad(case.inputs["input_ids"], at, value=1))
+        rows["attention_mask"].append(pad(case.inputs["attention_mask"], at))
+        rows["pixel_values"].append(case.inputs["pixel_values"])
+        starts.append(case.layout.answer_start + at[0])
+    batch = {name: torch.cat(parts) for name, parts in rows.items()}
+    for number, case in enumerate(alone):
+        found = probe.case_from_inputs(batch, starts[number], [pictures[number]], row=number)
+        assert found.layout == case.layout
+        ours, theirs = found.explain("relevancy", 1), case.explain("relevancy", 1)
+        assert off(ours.tokens, theirs.tokens) <= 1e-5
+        assert off(ours.patches, theirs.patches) <= 1e-5
+    with pytest.raises(PromptError, match="there is no row 2"):
+        probe.case_from_inputs(batch, 3, row=2)
+    with pytest.raises(PromptError, match=r"pixel_values \[1, 3, 32, 32\] belongs to row 0 of 2"):
+        probe.case_from_inputs({**batch, "pixel_values": batch["pixel_values"][:1]}, 3, row=0)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
