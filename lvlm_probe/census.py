@@ -7,7 +7,7 @@ so by its source, for a softmax; or if its source says so and its kernel is none
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.hooks import attention_kind, untouched
 
-__all__ = ["Attending", "Census", "census", "configs", "logits_of", "running_eager"]
+__all__ = ["Attending", "Census", "census", "configs", "held", "logits_of", "running_eager"]
 
 _FUSED = (functional.scaled_dot_product_attention, functional.multi_head_attention_forward)
 _SOFTMAX = (functional.softmax, torch.softmax, Tensor.softmax)
@@ -33,12 +33,14 @@ class Attending:
         path: As in ``model.named_modules()``.
         module: Itself.
         feeds: Whether the answer's logits depend on what it gave.
+        over_channels: Whether it mixes the features of each token, and no tokens.
         weights: ``A`` of each of its softmaxes, with the graph; only of those that were written out.
     """
 
     path: str
     module: nn.Module
     feeds: bool = False
+    over_channels: bool = False
     weights: list[Tensor] = field(default_factory=list[Tensor])
 
 
@@ -87,7 +89,7 @@ class _Run:
         self.model = model
         # torch's own softmax module is a part of whoever calls it.
         self.paths = {m: p for p, m in model.named_modules() if not isinstance(m, nn.Softmax)}
-        self.running: list[nn.Module] = []
+        self.running: list[tuple[nn.Module, Any]] = []  # each with its input
         self.attending: dict[str, Attending] = {}
         self.given: dict[str, list[Tensor]] = {}
 
@@ -105,13 +107,13 @@ class _Run:
             return logits_of(self.model, started, count)
 
     def _enter(self, module: nn.Module, args: Any) -> None:
-        self.running.append(module)
+        self.running.append((module, next(iter(args), None)))
         if attention_kind(type(module)) in ("interface", "module"):
             self._note(module)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.running.pop()
-        if isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding) and not output.requires_grad:
             return _started(output)  # gradients of parameters are not asked for
         path = self.paths[module]
         if path not in self.attending:
@@ -125,9 +127,9 @@ class _Run:
     def _seen(self, function: Any, result: Any) -> None:
         if not self.running:
             return
-        module = self.running[-1]
+        module, entered = self.running[-1]
         if function in _FUSED:
-            self._note(module)
+            self._note(module).over_channels = _over_channels(entered, result)
         elif _says_so(module) and result.ndim >= 3:
             self._note(module).weights.append(result)
 
@@ -140,6 +142,15 @@ class _Run:
         nodes = _reached(logits.grad_fn)
         for path, attending in self.attending.items():
             attending.feeds = any(tensor.grad_fn in nodes for tensor in self.given.get(path, []))
+
+
+def _over_channels(entered: Any, result: Any) -> bool:
+    """From tokens [… N D], heads whose queries are the D features, and whose values are the N tokens'."""
+    if not isinstance(entered, Tensor) or not isinstance(result, Tensor) or result.ndim < 4:
+        return False
+    tokens, width = entered.shape[-2:]
+    heads, queries, across = result.shape[-3:]
+    return across == tokens != queries and heads * queries == width
 
 
 def _says_so(module: nn.Module) -> bool:
@@ -184,6 +195,35 @@ def _reached(node: Any) -> set[Any]:
                 found.add(before)
                 waiting.append(before)
     return found
+
+
+@contextmanager
+def held(model: nn.Module, modules: Iterable[nn.Module]) -> Generator[None]:
+    """The first run of the model inside is as ever; in later ones, these modules give what they gave in the first.
+
+    What is changed then spreads along the residual stream alone, not from one token to another.
+    """
+    runs = 0
+    first: dict[nn.Module, list[Any]] = {}
+    place: dict[nn.Module, int] = {}
+
+    def begin(module: nn.Module, args: Any) -> None:
+        nonlocal runs
+        runs += 1
+        place.clear()
+
+    def give(module: nn.Module, args: Any, output: Any) -> Any:
+        if runs == 1:
+            first.setdefault(module, []).append(output)
+            return None
+        place[module] = place.get(module, 0) + 1
+        return first[module][place[module] - 1]
+
+    with ExitStack() as stack:
+        stack.callback(model.register_forward_pre_hook(begin).remove)
+        for module in modules:
+            stack.callback(module.register_forward_hook(give).remove)
+        yield
 
 
 def configs(model: nn.Module) -> list[Any]:

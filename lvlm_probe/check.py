@@ -32,8 +32,16 @@ __all__ = ["Check", "CheckReport", "check", "picture"]
 QUESTION = "What color is the block?"
 _ANSWER = "red"  # where the model itself has nothing to say
 _TOKENS = 4
-# What a model that is run in an unusual way may raise; anything else is a bug here and goes up.
-_TROUBLE = (LvlmProbeError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError)
+# What a model that is run in an unusual way may raise.
+_TROUBLE = (
+    LvlmProbeError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    IndexError,
+)
 
 
 def picture() -> Image.Image:
@@ -58,15 +66,18 @@ def check(
     Raises:
         PromptError: If there is neither a processor nor a case.
     """
+    if probe.processor is None and case is None:
+        raise PromptError(
+            "this probe has no processor, so it cannot make a question of its own: check(case=...) takes a case, "
+            "as probe.case_from_inputs(...) makes it"
+        )
     started = time.perf_counter()
     before = _State.of(probe.model)
     checks: list[Check] = []
     with untouched(probe.model):
         try:
             asked = case or _case(probe, images, prompt, answer)
-        except LvlmProbeError as error:
-            if probe.processor is None:
-                raise
+        except _TROUBLE as error:
             checks.append(Check("case", "failed", f"{type(error).__name__}: {error}"))
             asked = None
         if asked is not None:
@@ -89,13 +100,8 @@ def _case(
     """The user's question, or one of ours.
 
     Raises:
-        PromptError: If there is no processor.
+        PromptError: If the processor does not take it.
     """
-    if probe.processor is None:
-        raise PromptError(
-            "this probe has no processor, so it cannot make a question of its own: check(case=...) takes a case, "
-            "as probe.case_from_inputs(...) makes it"
-        )
     shown = picture() if images is None else images
     written = QUESTION if prompt is None else prompt
     try:
@@ -142,9 +148,7 @@ def _tried(name: str, made: Callable[[], Check]) -> Check:
 def _about(probe: Probe, case: Case | None) -> dict[str, Any]:
     about: dict[str, Any] = {
         "adapter": f"{probe.adapter.family}{' (found)' if probe.sites.discovered else ''}",
-        "kernel": str(
-            getattr(getattr(probe.model, "config", None), "_attn_implementation", None)
-        ),
+        "kernel": str(getattr(getattr(probe.model, "config", None), "_attn_implementation", None)),
         "dtype": str(probe.dtype).removeprefix("torch."),
     }
     if case is not None:

@@ -161,10 +161,8 @@ class Checking:
         """Every module that attends on the way to the answer is captured, and nothing else is."""
         seen = census(self.model, self.case.inputs, self.answer).attending
         by_module = {id(each.module): each for each in seen.values()}
-        modules = {
-            id(self.model.get_submodule(path)): name for name, path in self.named.items()
-        }
-        feeding = [each for each in seen.values() if each.feeds]
+        modules = {id(self.model.get_submodule(path)): name for name, path in self.named.items()}
+        feeding = [each for each in seen.values() if each.feeds and not each.over_channels]
         missed = [each.path for each in feeding if id(each.module) not in modules]
         idle = [
             f"{name} ({self.named[name]})"
@@ -184,9 +182,7 @@ class Checking:
         left = [
             name
             for module, name in modules.items()
-            if module in by_module
-            and by_module[module].feeds
-            and name not in self.captured.reached
+            if module in by_module and by_module[module].feeds and name not in self.captured.reached
         ]
         if left and not discovered:
             told = f"{_listed(left)} feed the answer, and their gradient was not captured"
@@ -194,6 +190,8 @@ class Checking:
         detail = f"{len(self.captured.reached)} captured of {len(feeding)} that feed the answer"
         if left:
             detail += f"; {_listed(left)} attend to something else than tokens"
+        if channels := [each.path for each in seen.values() if each.over_channels]:
+            detail += f"; {_listed(channels)} mix channels, not tokens"
         if idle:
             detail += f"; {_listed(idle)} are found in the model, and feed nothing here"
         return Check("sites", "passed", detail, 0.0, 0.0)
@@ -208,7 +206,9 @@ class Checking:
     def outputs(self) -> Check:
         """Rebuilt weights times values are what the attention gave."""
         site, worst = _worst(self.captured.outputs)
-        detail = f"{len(self.captured.outputs)} sites, relative to the largest entry; furthest: {site}"
+        detail = (
+            f"{len(self.captured.outputs)} sites, relative to the largest entry; furthest: {site}"
+        )
         return judged("outputs", worst, self.factor_limit, detail)
 
     @cached_property
@@ -225,7 +225,9 @@ class Checking:
             if each is not None and each.weights and all(w.requires_grad for w in each.weights):
                 found[name] = each
         weights = [weight for each in found.values() for weight in each.weights]
-        grads = iter(torch.autograd.grad(scalar, weights, materialize_grads=True, allow_unused=True))
+        grads = iter(
+            torch.autograd.grad(scalar, weights, materialize_grads=True, allow_unused=True)
+        )
         return {
             name: (
                 _laid_out([w.detach() for w in each.weights], self.captured.heads[name]),
@@ -287,7 +289,8 @@ class Checking:
         row[position] -= 1
         worst = _off(found.tokens, row)
         towers = "the language model"
-        if found.patches is not None and self._whole("vision"):
+        straight = not self.case.layout.has_queries and not self._of("projector")
+        if found.patches is not None and straight and self._whole("vision"):
             vision = self._propagated("vision").cpu()
             spread = [span.spread(row, len(vision)) for span in self.case.layout.images]
             worst = max(worst, _off(found.patches, torch.stack(spread).sum(0) @ vision))
