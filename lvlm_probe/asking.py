@@ -218,19 +218,21 @@ def _encode(probe: Probe, text: str, answer: str) -> Tensor:
 
 
 def _extended(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs with the answer's tokens behind the prompt's."""
-    extended = dict(inputs)
-    extended["input_ids"] = torch.cat([inputs["input_ids"], answer[None]], dim=1)
-    if "attention_mask" in inputs:
-        ones = inputs["attention_mask"].new_ones(1, len(answer))
-        extended["attention_mask"] = torch.cat([inputs["attention_mask"], ones], dim=1)
-    if "token_type_ids" in inputs or "mm_token_type_ids" in inputs:
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in inputs:
-                zeros = inputs[name].new_zeros(1, len(answer))
-                extended[name] = torch.cat([inputs[name], zeros], dim=1)
-    if "cross_attention_mask" in inputs:
-        # [1, N, images, tiles]: an answer sees what the prompt's last token sees.
-        last = inputs["cross_attention_mask"][:, -1:].expand(-1, len(answer), -1, -1)
-        extended["cross_attention_mask"] = torch.cat([inputs["cross_attention_mask"], last], dim=1)
+    """The inputs with the answer's tokens behind the prompt's, and whatever goes along with each token extended."""
+    prompt, count = inputs["input_ids"].shape[1], len(answer)
+    extended: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        along = value.ndim > 1 and value.shape[:2] == (1, prompt) and not value.is_floating_point()
+        if name == "input_ids":
+            more = answer[None]
+        elif not along:
+            extended[name] = value
+            continue
+        elif name == "attention_mask":
+            more = value.new_ones(1, count)
+        elif value.ndim == 2:  # which tokens are an image's: none of the answer's
+            more = value.new_zeros(1, count)
+        else:  # which images a token sees: an answer's see what the prompt's last one does
+            more = value[:, -1:].expand(-1, count, *value.shape[2:])
+        extended[name] = torch.cat([value, more], dim=1)
     return extended

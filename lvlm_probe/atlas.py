@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import Sites, SourceSequence
+from lvlm_probe.blurred import centres, clear_grid
 from lvlm_probe.errors import LayoutError
 from lvlm_probe.feeds import Partial, feeds, run_partly
 from lvlm_probe.grid import PatchGrid
@@ -54,7 +55,7 @@ def measure(
     """Which positions show which part of which image.
 
     Costs one forward of the vision encoder and the projector, about 1 + log2 of the visual tokens and as many of the
-    patches backward passes through them, and 5 runs of the processor and one an image. Where images of the same
+    patches backward passes through them, and 6 runs of the processor and one an image. Where images of the same
     sizes were measured before, ``cache`` spares all of it.
 
     Args:
@@ -106,12 +107,13 @@ def _count(source: SourceSequence) -> int:
 
 def _ends(source: SourceSequence, sites: Sites, entered: int) -> TokenLayout:
     """Without its images, where so many positions enter the first layer."""
-    words = 0
+    words, known = 0, _count(source)
     if sites.encoder and "decoder_input_ids" in source.inputs:
         words = int(source.inputs["decoder_input_ids"].shape[1])
+        known = known if "input_ids" in source.inputs else 0  # an encoder of an image alone
     return TokenLayout(
         length=entered + words,
-        answer_start=entered - _count(source) + source.answer_start,
+        answer_start=entered - known + source.answer_start,
         encoder_length=entered if sites.encoder else 0,
     )
 
@@ -131,6 +133,11 @@ class _Measurement:
         Raises:
             LayoutError: If the language model was not reached, or positions form no grid.
         """
+        if not self.sites.language:
+            raise LayoutError(
+                "no layer of the language model is known, so where images enter it cannot be measured: give Probe an "
+                "adapter that names the layers"
+            )
         met = self._run(self.source.inputs, cut=True)
         if met.hidden is None:
             raise LayoutError(
@@ -144,23 +151,31 @@ class _Measurement:
         elif met.keys is not None:
             spans = self._crossed_spans(patches)
         else:
-            spans = self._query_spans(patches)
+            spans = self._moved_spans(met, patches)
         width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
         ends = _ends(self.source, self.sites, len(met.hidden))
         return replace(ends, images=spans, patch_count=width)
 
-    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool) -> Partial:
-        names = list(self.shown)
+    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool, gradients: bool = True) -> Partial:
+        attending = self.attending if cut else None
         return run_partly(
-            self.model, self.sites, inputs, names, cut=self.attending if cut else (), gradients=cut
+            self.model, self.sites, inputs, list(self.shown), cut=attending, gradients=gradients
         )
 
     def _places(self, met: Partial, targets: Tensor | None) -> Places | None:
         """Where the rows of ``targets`` lie; None where no image feeds them."""
         if targets is None or not targets.requires_grad:
             return None
-        found = feeds(targets, [met.leaves[name] for name in self.shown])
-        return place(found, list(self.shown.values()), len(targets))
+        found = feeds(targets, list(met.leaves.values()))
+        each = [
+            place([feed], [shown], len(targets))
+            for feed, shown in zip(found, self.shown.values(), strict=True)
+        ]
+        # Where a picture goes in twice, once past convolutions, the other way tells the places.
+        clear = [n for n, p in enumerate(each) if p.mixing < _SCATTERED and (p.image >= 0).any()]
+        used = clear or range(len(each))
+        shown = list(self.shown.values())
+        return place([found[n] for n in used], [shown[n] for n in used], len(targets))
 
     def _patch_places(self, met: Partial) -> Places | None:
         """Where the vision encoder's positions lie; None where its attention takes them in another order."""
@@ -258,28 +273,76 @@ class _Measurement:
             spans.append(ImageSpan(size, start, stop, (), grids))
         return tuple(spans)
 
-    def _query_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
-        """Positions that see an image through attention alone: queries, each of which saw all of it.
+    def _moved_spans(self, met: Partial, patches: Places | None) -> tuple[ImageSpan, ...]:
+        """Positions that show no part of their own sharply.
+
+        Either queries, each of which saw the whole image through attention, or a convolutional encoder's.
 
         Raises:
-            LayoutError: If no position depends on an image.
+            LayoutError: If no position depends on an image, or none has a gradient to it, or it cannot be told
+                where they lie.
         """
-        plain = self._run(self.source.inputs, cut=False).hidden
+        whole = self._run(self.source.inputs, cut=False)
+        assert whole.hidden is not None
+        plain = whole.hidden.detach()
         spans: list[ImageSpan] = []
         for number, size in enumerate(self.source.image_sizes):
-            changed = self._run(self._disturbed(number), cut=False).hidden
-            assert plain is not None
+            changed = self._run(self._disturbed(number), cut=False, gradients=False).hidden
             assert changed is not None
             off = (changed - plain).float().norm(dim=-1)
             at = (off > 1e-6 * plain.float().norm(dim=-1)).nonzero().flatten().tolist()
-            if not at:
+            self._check_moved(number, at, len(plain))
+            if not whole.hidden.requires_grad:
                 raise LayoutError(
-                    f"no position that enters the language model depends on image {number}: the image reaches it in a "
-                    "way that is not known here; give Probe an adapter whose layout says how"
+                    f"{len(at)} positions depend on image {number}, and have no gradient to it: the image is turned into "
+                    "numbers of tokens on its way, which cannot be followed; give Probe an adapter whose layout says "
+                    "where they lie"
                 )
-            grids = self._patches(patches, number, size)
-            spans.append(ImageSpan(size, at[0], at[-1] + 1, (), grids))
+            tokens = self._blurred(met, number, size, at)
+            spans.append(
+                ImageSpan(size, at[0], at[-1] + 1, tokens, self._patches(patches, number, size))
+            )
         return tuple(spans)
+
+    def _check_moved(self, number: int, at: Sequence[int], length: int) -> None:
+        """Some positions depend on the image, and the last word is none of them.
+
+        Raises:
+            LayoutError: If it is otherwise.
+        """
+        if not at:
+            raise LayoutError(
+                f"no position that enters the language model depends on image {number}: the image reaches it in a "
+                "way that is not known here; give Probe an adapter whose layout says how"
+            )
+        if at[-1] == length - 1:
+            raise LayoutError(
+                f"{len(at)} positions depend on image {number} where they enter {self.sites.language[0].layer!r}, and "
+                "the last word is one of them: words attend to images before that layer; let the adapter's sites "
+                "name the language model's first layer"
+            )
+
+    def _blurred(
+        self, met: Partial, number: int, size: tuple[int, int], at: Sequence[int]
+    ) -> tuple[PatchGrid, ...]:
+        """The grid of a convolutional encoder's positions; none where they are queries.
+
+        Raises:
+            LayoutError: If they are neither.
+        """
+        assert met.hidden is not None
+        if not met.hidden.requires_grad:
+            return ()
+        name = next(n for n, shown in self.shown.items() if (shown.image == number).any())
+        found = centres(met.hidden, at, met.leaves[name], self.shown[name], number, size)
+        if found.everywhere or not found.fed:
+            return ()
+        if (grid := clear_grid(found, at)) is not None:
+            return (grid,)
+        raise LayoutError(
+            f"the {len(at)} positions that depend on image {number} each show more than one place, and their centres "
+            "fit no regular grid: give Probe an adapter whose layout says where they lie"
+        )
 
     def _disturbed(self, image: int) -> dict[str, Tensor]:
         """The inputs with noise in place of one image."""
@@ -295,7 +358,7 @@ class _Measurement:
 
 def _key(source: SourceSequence) -> Hashable:
     """Equal for sequences with the same image inputs but for their values; the text is left out."""
-    words = _count(source)
+    words = _count(source) or -1
     parts: list[Any] = [source.image_sizes]
     for name, value in sorted(source.inputs.items()):
         if value.is_floating_point():

@@ -257,10 +257,16 @@ def _sequence(inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
 
 
 def _with_places(ids: Tensor, layout: TokenLayout, added: int) -> Tensor:
-    """Ids along N: the first image positions have none where the model adds ``added`` positions itself."""
+    """Ids along N: the images' positions have none where the model adds ``added`` positions itself.
+
+    More than show a part of an image are its class tokens and the like, before it.
+    """
     if not added:
         return ids
-    places = layout.image_positions[:added]
+    inside = [position for span in layout.images for position in range(span.start, span.stop)]
+    first, last = (inside[0], inside[-1]) if inside else (0, -1)
+    around = [*range(first - 1, -1, -1), *range(last + 1, layout.length)]
+    places = [*inside, *around][:added]
     whole = ids.new_full((layout.length,), NO_TOKEN)
     known = torch.ones(layout.length, dtype=torch.bool)
     known[places] = False

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.adapter import LayerSite, Sites
-from lvlm_probe.hooks import Tap, observed, untouched
+from lvlm_probe.hooks import Tap, attention_kind, observed, untouched
 
 __all__ = ["Feeds", "Partial", "feeds", "run_partly"]
 
@@ -72,7 +73,7 @@ def run_partly(
     inputs: Mapping[str, Tensor],
     names: Sequence[str],
     *,
-    cut: Sequence[LayerSite] = (),
+    cut: Sequence[LayerSite] | None = None,
     gradients: bool = True,
 ) -> Partial:
     """Run the model as far as its language model's first layer; of that no layer runs.
@@ -84,16 +85,16 @@ def run_partly(
         sites: Where its layers are.
         inputs: What its forward takes.
         names: Of the image inputs, which become leaves.
-        cut: Layers whose attention hands no gradient on.
+        cut: Layers whose attention hands no gradient on, nor any other that torch computes; None to cut nothing.
         gradients: Whether to build a graph.
     """
-    run = _Run(model, sites, dict(inputs), gradients)
+    run = _Run(model, sites, dict(inputs), cut)
     grad = torch.enable_grad() if gradients else torch.no_grad()
     with untouched(model), torch.inference_mode(mode=False), grad:
         for name in names:
             leaf = inputs[name].detach().clone()
             run.inputs[name] = run.found.leaves[name] = leaf.requires_grad_(gradients)
-        observed(model, run.taps(cut), run)
+        observed(model, run.taps(), run)
     return run.found
 
 
@@ -101,32 +102,39 @@ class _Run:
     """State of one partial forward."""
 
     def __init__(
-        self, model: Any, sites: Sites, inputs: dict[str, Tensor], gradients: bool
+        self,
+        model: Any,
+        sites: Sites,
+        inputs: dict[str, Tensor],
+        cut: Sequence[LayerSite] | None,
     ) -> None:
-        self.model, self.sites, self.inputs, self.gradients = model, sites, inputs, gradients
+        self.model, self.sites, self.inputs, self.cut = model, sites, inputs, cut
         self.found = Partial()
         self.entered: list[Tensor] = []
         self.queries: list[Tensor] = []
-        self.first = _entrance(model, [*_encoder(sites), *sites.language][0].layer)
-        across = [] if _encoder(sites) else [s.cross_attention for s in sites.language]
+        self.first = _entrance(model, [*sites.encoder, *sites.language][0].layer)
+        across = [] if sites.encoder else [s.cross_attention for s in sites.language]
         self.across = next((path for path in across if path is not None), None)
 
     def __call__(self) -> None:
-        cut = _WithoutAttention() if self.gradients else nullcontext()
+        cut = nullcontext() if self.cut is None else _WithoutAttention()
         with suppress(_FarEnough), cut:
             self.model(**self.inputs, use_cache=False)
         self._gather()
 
-    def taps(self, cut: Sequence[LayerSite]) -> list[Tap]:
+    def taps(self) -> list[Tap]:
         taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
             taps.append(Tap(self.across, entered=self._on_across, attention=True))
         for site in self.sites.vision[:1]:
-            if site.attention is not None:
-                seen = self._on_vision_attention
-                taps.append(Tap(site.layer, entered=self._on_vision))
+            taps.append(Tap(site.layer, entered=self._on_vision))
+            if site.attention is None:
+                continue
+            kind = attention_kind(type(self.model.get_submodule(site.attention)))
+            if kind in ("interface", "function"):  # the others are not told their queries
+                seen = partial(self._on_vision_attention, int(kind == "interface"))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
-        for site in cut:
+        for site in self.cut or ():
             for path in (site.attention, site.cross_attention):
                 if path is not None:
                     taps.append(Tap(path, _without_gradient, attention=True))
@@ -146,14 +154,18 @@ class _Run:
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.entered.append(_hidden(args, kwargs))
 
-    def _on_vision_attention(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.queries.append(_argument(args, kwargs, 1, "query"))
+    def _on_vision_attention(
+        self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        self.queries.append(_argument(args, kwargs, place, "query"))
 
     def _gather(self) -> None:
         """Patches and queries as positions laid end to end."""
         if not self.entered:
             return
         self.found.patches = torch.cat([v.reshape(-1, v.shape[-1]) for v in self.entered])
+        if not self.queries:
+            return
         if len(self.entered) == len(self.queries) and all(
             (*(1,) * (3 - hidden.ndim), *hidden.shape[:-1]) == (query.shape[0], query.shape[2])
             for hidden, query in zip(self.entered, self.queries, strict=True)
@@ -170,10 +182,6 @@ def _entrance(model: nn.Module, layer: str) -> str:
     if not number.isdigit():
         return layer
     return f"{parent}.{next(name for name, _ in model.get_submodule(parent).named_children())}"
-
-
-def _encoder(sites: Sites) -> tuple[LayerSite, ...]:
-    return getattr(sites, "encoder", ())
 
 
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

@@ -17,7 +17,7 @@ from lvlm_probe.ramps import Shown, fit_line
 __all__ = ["Places", "grids_of", "place"]
 
 _PURE = 0.75  # of an element's gradient: below, it feeds several positions
-_OFF = 0.25  # of a cell: how far a measured centre may lie from its grid's
+_OFF = 0.15  # of a cell: how far a measured centre may lie from its grid's
 _MIXED = -1
 
 

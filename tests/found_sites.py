@@ -4,19 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass
 
 from torch import nn
 
 from lvlm_probe.adapter import LayerSite, Sites
-
-
-@dataclass(frozen=True, slots=True)
-class SitesWithEncoder(Sites):
-    """Of an encoder and decoder, whose encoder reads the image."""
-
-    encoder: tuple[LayerSite, ...] = ()
-
 
 CALLS = re.compile(r"attention_interface\(|scaled_dot_product_attention\(")
 
@@ -47,12 +38,12 @@ def found_sites(model: nn.Module) -> Sites:
         for name, layers in towers.items()
     }
     language, vision, resampler = (sites.get(n, ()) for n in ("language", "vision", "resampler"))
-    return SitesWithEncoder(language, vision, None, resampler, encoder=sites.get("encoder", ()))
+    return Sites(language, vision, None, resampler, encoder=sites.get("encoder", ()))
 
 
 def _tower(path: str) -> str:
     if re.search(r"qformer|resampler|perceiver|abstractor|connector", path):
         return "resampler"
-    if re.search(r"vision|visual", path):
+    if re.search(r"vision|visual|video_tower|image_tower", path):
         return "vision"
     return "encoder" if re.search(r"\.encoder\.", path) else "language"

@@ -1,7 +1,7 @@
 """Each tiny model agrees with its real processor: a question about a picture, end to end.
 
 The processors need torchvision, which transformers must find when it is first imported: what runs models here runs in
-fresh interpreters, a dozen families each (this file is their script, too).
+fresh interpreters, some twenty families each (this file is their script, too).
 """
 
 from __future__ import annotations
@@ -15,11 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from zoo import pairs, shim, tokens
+from zoo import pairs, processors, shim, tokens
 
 ROOT = Path(__file__).parents[1]
 QUESTION = "what color is the block ?"
-GROUPS = [pairs.NAMES[start : start + 10] for start in range(0, len(pairs.NAMES), 10)]
+REST = pairs.NAMES[len(pairs.FIRST) :]
+GROUPS = [
+    pytest.param(pairs.FIRST, id="first"),
+    *(pytest.param(REST[half::2], id=f"rest {half}", marks=pytest.mark.slow) for half in (0, 1)),
+]
+PILLOW_FAILS = {
+    "fuyu": "transformers 5.23 hands its patches over as tensors where arrays are meant"
+}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -30,7 +37,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("names", GROUPS, ids=lambda names: f"{names[0]} to {names[-1]}")
+@pytest.mark.parametrize("names", GROUPS)
 def test_pairs(names: tuple[str, ...]) -> None:
     done = run(str(Path(__file__)), *names)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -121,7 +128,10 @@ def measure(name: str) -> dict[str, Any]:
     with torch.no_grad():
         with watched(model) as features:
             logits = model(**plain).logits
-        moved = (model(**block).logits - logits)[0, -1].abs().max() / logits[0, -1].std()
+        words = logits[0, -1, len(tokens.SPECIAL) :]  # some families write no image token, at -1e38
+        moved = (
+            model(**block).logits[0, -1, len(tokens.SPECIAL) :] - words
+        ).abs().max() / words.std()
         again = pairs.make(name)[0](**plain).logits
     ids = plain["input_ids"][0] if "input_ids" in plain else torch.zeros(0, dtype=torch.long)
     written = model.generate(**plain, max_new_tokens=3, do_sample=False)[0][-3:]
@@ -172,9 +182,11 @@ def pillow(name: str, plain: Any, picture: Any) -> float | None:
     import transformers
 
     image = pairs.PAIRS[name].image
-    if image is None or not hasattr(transformers, image.kind + "Pil"):
+    if name in PILLOW_FAILS or not hasattr(transformers, image.kind + "Pil"):
         return None
-    other = pairs.ask(name, pairs.make(name, backend="pil")[1], picture, QUESTION)
+    other = pairs.ask(
+        name, processors.processor(pairs.PAIRS[name], backend="pil"), picture, QUESTION
+    )
     assert other.keys() == plain.keys()
     return max(
         float((other[key] - value).abs().mean())
