@@ -7,20 +7,20 @@ eager attention with autograd, and the definition of relevancy on dense matrices
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lvlm_probe.attention import AttentionCall, site_name
+from lvlm_probe.attention import site_name
 from lvlm_probe.capture import TOWERS, Capture
 from lvlm_probe.case import Case
 from lvlm_probe.census import Attending, census, logits_of, running_eager
 from lvlm_probe.errors import LvlmProbeError
 from lvlm_probe.hooks import untouched
 from lvlm_probe.stream import stream
+from lvlm_probe.tally import FactorTally, GradientTally, laid_out
 from lvlm_probe.target import Target
 from lvlm_probe.verdict import Check, judged
 
@@ -39,73 +39,6 @@ _LIMITS: Mapping[torch.dtype, tuple[float, float]] = {
 }
 _DRIFT: Mapping[torch.dtype, float] = {torch.float16: 0.02, torch.bfloat16: 0.1}
 _NO_INFLUENCE = 1e-6  # of the largest logit
-
-
-@dataclass(eq=False)
-class _Factors:
-    """Sink: holds the factors of each call against its output."""
-
-    heads: dict[str, int] = field(default_factory=dict[str, int])
-    rows: dict[str, float] = field(default_factory=dict[str, float])
-    outputs: dict[str, float] = field(default_factory=dict[str, float])
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
-    reached: set[str] = field(default_factory=set[str])
-
-    def tensor(self, name: str, value: Tensor) -> None:
-        pass
-
-    def call(self, call: AttentionCall, output: Tensor) -> None:
-        self.heads[call.site] = call.heads
-        largest = output.float().abs().max().clamp(min=1e-30)
-        rows = outputs = torch.zeros((), device=output.device)
-        for block in call.blocks():
-            weights = block.weights()
-            sums = weights.sum(-1)
-            # A padded query sees nothing, and sums to nothing.
-            rows = torch.maximum(rows, torch.where(sums == 0, 0.0, (sums - 1).abs()).max())
-            value = call.factors[2][block.groups, block.keys]
-            made = (weights.reshape(len(value), -1, value.shape[1]) @ value).view(*sums.shape, -1)
-            off = (made - output[block.heads][:, block.rows].float()).abs()
-            outputs = torch.maximum(outputs, torch.where(sums[..., None] == 0, 0.0, off).max())
-        self.rows[call.site] = float(rows)
-        self.outputs[call.site] = float(outputs / largest)
-
-    def forwarded(self, sizes: Mapping[str, tuple[int, int]]) -> None:
-        self.sizes = dict(sizes)
-
-    def gradient(self, call: AttentionCall, target: Target) -> None:
-        self.reached.add(call.site)
-
-    def passed(self, target: Target) -> None:
-        pass
-
-
-@dataclass(eq=False)
-class _Gradients(_Factors):
-    """Sink: holds the rebuilt gradient of each call against autograd's."""
-
-    eager: Mapping[str, tuple[Tensor, Tensor]] = field(
-        default_factory=dict[str, tuple[Tensor, Tensor]]
-    )
-    weights: dict[str, float] = field(default_factory=dict[str, float])
-    gradients: dict[str, float] = field(default_factory=dict[str, float])
-
-    def call(self, call: AttentionCall, output: Tensor) -> None:
-        pass
-
-    def gradient(self, call: AttentionCall, target: Target) -> None:
-        if call.site not in self.eager:
-            return
-        true, true_gradient = self.eager[call.site]
-        weights, gradient = call.weights(), call.weight_gradients()
-        if weights.shape != true.shape:
-            self.weights[call.site] = self.gradients[call.site] = torch.inf
-            return
-        self.weights[call.site] = float((weights - true).abs().max())
-        seen = true > 0  # where a key is hidden, its gradient means nothing
-        off = torch.where(seen, gradient - true_gradient, 0.0).abs().max()
-        largest = torch.where(seen, true_gradient, 0.0).abs().max()
-        self.gradients[call.site] = float(off / largest.clamp(min=1e-30))
 
 
 class Checking:
@@ -134,9 +67,9 @@ class Checking:
         }
 
     @cached_property
-    def captured(self) -> _Factors:
+    def captured(self) -> FactorTally:
         """One stream with one backward pass."""
-        found = _Factors()
+        found = FactorTally()
         self._stream(found)
         return found
 
@@ -230,8 +163,8 @@ class Checking:
         )
         return {
             name: (
-                _laid_out([w.detach() for w in each.weights], self.captured.heads[name]),
-                _laid_out([next(grads) for _ in each.weights], self.captured.heads[name]),
+                laid_out([w.detach() for w in each.weights], self.captured.heads[name]),
+                laid_out([next(grads) for _ in each.weights], self.captured.heads[name]),
             )
             for name, each in found.items()
         }
@@ -256,7 +189,7 @@ class Checking:
             return Check("gradients", "skipped", why)
         if not self.eager:
             return Check("gradients", "skipped", "no site builds its weights, also not eagerly")
-        found = _Gradients(eager=self.eager)
+        found = GradientTally(eager=self.eager)
         # In half precision, kernels differ by more than what is to be seen here.
         if self.half:
             with running_eager(self.model):
@@ -370,14 +303,6 @@ def _noisy(module: nn.Module, args: Any, output: Any) -> Any:
     noise = torch.randn(value.shape, generator=generator).to(value)
     changed = value + noise * value.float().std().to(value)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-
-def _laid_out(visits: Sequence[Tensor], heads: int) -> Tensor:
-    """[B H N M] of each visit, or heads and items in one side, as one square for each head."""
-    items = [item for v in visits for item in v.reshape(-1, heads, *v.shape[-2:]).float()]
-    if len(items) == 1:
-        return items[0]
-    return torch.stack([torch.block_diag(*(item[head] for item in items)) for head in range(heads)])
 
 
 def _off(found: Tensor, true: Tensor) -> float:

@@ -24,6 +24,7 @@ __all__ = ["check_places", "check_span"]
 
 _STILL = 1e-6  # of a position's norm
 _HITS = 0.7  # a grid that is shifted, transposed or cut otherwise hits a few blocks by chance
+_ORDER = 0.75  # of the other tokens; one half is chance
 
 
 def _without_picture(case: Case) -> str | None:
@@ -160,9 +161,17 @@ def check_places(case: Case) -> Check:
     modules = [each.module for each in census(case.probe.model, case.inputs, 1).attending.values()]
     with held(case.probe.model, modules):
         bound = _verified(case, source)
-    status = "passed" if bound.rate >= _HITS else "failed"
     detail = f"{_told(bound)}, with attention held as it was ({free.rate:.0%} with it let free)"
-    return Check("places", status, detail, bound.rate, _HITS)
+    if bound.rate >= _HITS:
+        return Check("places", "passed", detail, bound.rate, _HITS)
+    order = max(free.percentile, bound.percentile)
+    if order >= _ORDER:
+        detail += (
+            f"; the tokens that it names move more than {order:.0%} of the others: the encoder mixes neighbours in "
+            "another way than by attention, so places are known roughly"
+        )
+        return Check("places", "warned", detail, bound.rate, _HITS)
+    return Check("places", "failed", detail, bound.rate, _HITS)
 
 
 def _verified(case: Case, source: SourceSequence) -> Verification:

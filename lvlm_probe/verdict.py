@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -80,13 +81,13 @@ class CheckReport:
         raise KeyError(f"no check {name!r}; there are {', '.join(c.name for c in self.checks)}")
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """As plain values; a number that is not finite, which JSON has no word for, as None."""
         return {
             "model": self.model,
             "ok": self.ok,
             "about": dict(self.about),
             "seconds": self.seconds,
-            "checks": [asdict(check) for check in self.checks],
+            "checks": [{n: _finite(v) for n, v in asdict(check).items()} for check in self.checks],
         }
 
     def __repr__(self) -> str:
@@ -100,14 +101,18 @@ class CheckReport:
             console.print(self)
         return captured.get().rstrip()
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich__(self) -> Group:
         table = Table("check", "status", "value", "limit", "what was found")
         for check in self.checks:
             status = Text(check.status, style=_COLOURS[check.status])
             numbers = (_number(check.value), _number(check.limit))
             table.add_row(check.name, status, *numbers, Text(check.detail))
-        yield Text(f"{self.model}: " + ", ".join(f"{k} {v}" for k, v in self.about.items()))
-        yield table
+        head = ", ".join(f"{name} {value}" for name, value in self.about.items())
+        return Group(Text(f"{self.model}: {head}"), table)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None) -> str:
