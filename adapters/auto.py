@@ -76,7 +76,7 @@ def _measured(model: nn.Module) -> Callable[[SourceSequence], TokenLayout]:
 
     def layout(source: SourceSequence) -> TokenLayout:
         assert source.sites is not None
-        return measure(source, model, source.sites, cache=cache)
+        return measure(source, model, source.sites, source.prepare, cache)
 
     return layout
 

@@ -81,6 +81,7 @@ class SourceSequence:
         model: The model itself, for layouts that are measured.
         sites: What is watched in it.
         images: The original pictures; none where the inputs were made by hand.
+        prepare: Makes the same inputs, but for the answer, from other pictures of the same sizes; None if unknown.
     """
 
     config: Any
@@ -91,6 +92,7 @@ class SourceSequence:
     model: Any = None
     sites: Sites | None = None
     images: tuple[Any, ...] = ()
+    prepare: Callable[[Sequence[Any]], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

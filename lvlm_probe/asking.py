@@ -15,7 +15,7 @@ from lvlm_probe.hooks import untouched
 if TYPE_CHECKING:
     from lvlm_probe.probe import Probe
 
-__all__ = ["answered", "asked", "placed"]
+__all__ = ["answered", "asked", "encoded", "placed"]
 
 
 def asked(
@@ -35,15 +35,15 @@ def asked(
                 f"the prompt has {prompt.count(place)} places {place!r} for {len(pictures)} image(s): "
                 "write one for each, or none"
             )
-        return _encoded(probe, pictures, prompt), prompt
+        return encoded(probe, pictures, prompt), prompt
     if getattr(probe.processor, "chat_template", None):
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
         text = probe.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        return _encoded(probe, pictures, text), text
+        return encoded(probe, pictures, text), text
     if probe.adapter.places_images:
-        return _encoded(probe, pictures, prompt), prompt
+        return encoded(probe, pictures, prompt), prompt
     if probe.sites.discovered:
         return _tried(probe, pictures, prompt, place)
     raise PromptError(
@@ -73,7 +73,7 @@ def _tried(
     token = getattr(probe.processor, "image_token_id", None)
     token = getattr(probe.model.config, "image_token_id", None) if token is None else token
     try:
-        inputs = _encoded(probe, pictures, prompt)
+        inputs = encoded(probe, pictures, prompt)
         ids = inputs.get("input_ids")
         if not pictures or place is None or token is None or ids is None or (ids == token).any():
             return inputs, prompt
@@ -84,10 +84,11 @@ def _tried(
                 "write the whole prompt as the model was trained to read it"
             ) from error
     text = f"{place * len(pictures)}\n{prompt}"
-    return _encoded(probe, pictures, text), text
+    return encoded(probe, pictures, text), text
 
 
-def _encoded(probe: Probe, pictures: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+def encoded(probe: Probe, pictures: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+    """Pictures and the whole prompt through the processor."""
     first = getattr(probe.tokenizer, "bos_token", None)
     given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
     if pictures:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.adapter import SourceSequence
+from lvlm_probe.asking import encoded
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.capture import Capture
 from lvlm_probe.errors import AnswerError, LayoutError, TargetError
@@ -79,6 +80,7 @@ class Case:
             model=probe.model,
             sites=probe.sites,
             images=images,
+            prepare=None if not text else lambda pictures: encoded(probe, pictures, text),
         )
         self.layout = probe.adapter.layout(source)
         added = self.layout.length - len(ids)

@@ -26,6 +26,7 @@ from lvlm_probe.hooks import Tap, attention_kind, observed, untouched
 
 __all__ = ["Feeds", "Partial", "feeds", "run_partly"]
 
+_TOLD = ("interface", "function")  # attention functions that are told queries and keys
 _NOTHING = 1e-7  # of the largest gradient: rounding
 
 
@@ -125,13 +126,14 @@ class _Run:
     def taps(self) -> list[Tap]:
         taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
-            taps.append(Tap(self.across, entered=self._on_across, attention=True))
+            told = self._kind(self.across) in _TOLD
+            seen = self._on_across if told else self._on_context
+            taps.append(Tap(self.across, entered=seen, attention=told))
         for site in self.sites.vision[:1]:
             taps.append(Tap(site.layer, entered=self._on_vision))
             if site.attention is None:
                 continue
-            kind = attention_kind(type(self.model.get_submodule(site.attention)))
-            if kind in ("interface", "function"):  # the others are not told their queries
+            if (kind := self._kind(site.attention)) in _TOLD:
                 seen = partial(self._on_vision_attention, int(kind == "interface"))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
         for site in self.cut or ():
@@ -150,6 +152,15 @@ class _Run:
         key = _argument(args, kwargs, 2, "key")  # [B G M d]
         self.found.keys = key.transpose(1, 2).flatten(2).flatten(0, 1)
         raise _FarEnough
+
+    def _on_context(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Of modules that make their keys themselves: what is given to them beside their own hidden states.
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 3]
+        self.found.keys = given[-1].flatten(0, 1)
+        raise _FarEnough
+
+    def _kind(self, path: str) -> str | None:
+        return attention_kind(type(self.model.get_submodule(path)))
 
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.entered.append(_hidden(args, kwargs))

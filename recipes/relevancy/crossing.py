@@ -95,7 +95,8 @@ def places_of_queries(calls: Sequence[AttentionCall], tokens: int) -> list[int]:
 def _sides(call: AttentionCall) -> tuple[Tensor | slice | None, Tensor | slice | None]:
     """Which of a call's keys are the tokens themselves, and which are their context.
 
-    Resamplers attend to both at once: in each segment the context's keys come first, the tokens' own last.
+    Some attend to both at once: resamplers, where in each segment the context's keys come first and the tokens' own
+    last; and decoders, whose own come first.
     """
     if call.cross:
         return None, slice(None)
@@ -104,6 +105,9 @@ def _sides(call: AttentionCall) -> tuple[Tensor | slice | None, Tensor | slice |
     device = call.query.device
     own: list[int] = []
     first = 0
+    if call.tower == "language":
+        inside = torch.arange(call.keys, device=device) < call.queries
+        return inside, ~inside
     segments = call.mask.segments or (call.queries,)
     for queries, keys in zip(segments, call.mask.key_segments or (call.keys,), strict=True):
         own += range(first + keys - queries, first + keys)

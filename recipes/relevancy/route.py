@@ -31,7 +31,7 @@ def find_route(context: Context, *, vision: bool) -> Route:
         context: What was captured; before the forward pass, what will be.
         vision: Whether to go on into the vision encoder where :func:`reaches_patches`.
     """
-    crosses = _crosses(context, "language")
+    crosses = _crosses(context, "language") or "encoder" in context.depth
     towers, kept = ["language"], list[str]()
     if crosses:
         kept.append("language")
