@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lvlm_probe.attention import site_name
 from lvlm_probe.capture import TOWERS, Capture
 from lvlm_probe.case import Case
-from lvlm_probe.census import Attending, census, logits_of, running_eager
+from lvlm_probe.census import Attending, census, configs, logits_of, running_eager
 from lvlm_probe.errors import LvlmProbeError
 from lvlm_probe.hooks import untouched
 from lvlm_probe.stream import stream
@@ -169,12 +169,20 @@ class Checking:
             for name, each in found.items()
         }
 
+    @cached_property
+    def _turns(self) -> bool:
+        """Whether some part of the model attends eagerly when it is told to."""
+        with running_eager(self.model):
+            return any(
+                each._attn_implementation_internal == "eager" for each in configs(self.model)
+            )
+
     def _no_eager(self, largest: int) -> str | None:
         """Why there is nothing to compare with; None if there is."""
         if not hasattr(self.model, "set_attn_implementation"):
             return "the model is none of transformers', and has no eager attention to turn to"
-        if not hasattr(self.model, "config") or not self.model._can_set_attn_implementation():
-            return "the model's attention cannot be turned to eager"
+        if not self._turns:
+            return "no part of the model can be turned to eager attention"
         positions = max(max(size) for size in self.captured.sizes.values())
         if positions > largest:
             return (
@@ -236,6 +244,11 @@ class Checking:
         sites = self.captured.sizes
         if any(s.startswith("language.") and s.endswith(".cross_attention") for s in sites):
             return "the language model attends across, where the rule is another"
+        length = self.case.layout.length
+        if any(sites[name] != (length, length) for name in self._of("language")):
+            return (
+                "the language model attends to more than its own tokens, where the rule is another"
+            )
         if not self._whole("language"):
             return "some layers of the language model build no weights, also not eagerly"
         return None

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.adapter import SourceSequence
-from lvlm_probe.asking import asked, placed
+from lvlm_probe.asking import encoded, placed
 from lvlm_probe.case import Case
 from lvlm_probe.census import census, held
 from lvlm_probe.feeds import Partial, run_partly
@@ -40,8 +40,8 @@ def _without_picture(case: Case) -> str | None:
 
 def _prepared(case: Case, pictures: Sequence[Image.Image]) -> Mapping[str, Any]:
     """Inputs made of other pictures as the case's were made of its own."""
-    if case.prompt:
-        return asked(case.probe, pictures, case.prompt)[0]
+    if case.text:
+        return encoded(case.probe, pictures, case.text)
     return image_path(case.probe.processor)(pictures)
 
 
@@ -118,7 +118,7 @@ def _entering(case: Case, inputs: Mapping[str, Tensor]) -> Partial:
 def _in_sight(span: ImageSpan) -> list[int]:
     """Positions that show some of the picture itself, not only what it was padded with."""
     if not span.tokens:
-        return span.positions
+        return [span.start, span.stop - 1]  # separators may stand between queries
     height, width = span.size
     found: list[int] = []
     for grid in span.tokens:
