@@ -27,11 +27,13 @@ def discovered() -> dict[str, Any]:
     from zoo import shim
 
     shim.install()
+    import torch
     from false_layouts import false_layout, shifted, transposed
     from zoo import pairs
 
     import lvlm_probe as lp
 
+    torch.set_num_threads(1)
     model, processor = pairs.make("qwen2_vl")
     adapter = lp.Probe(model, processor).adapter
     assert adapter.discovered
