@@ -39,6 +39,7 @@ _LIMITS: Mapping[torch.dtype, tuple[float, float]] = {
 }
 _DRIFT: Mapping[torch.dtype, float] = {torch.float16: 0.02, torch.bfloat16: 0.1}
 _NO_INFLUENCE = 1e-6  # of the largest logit
+_RULED_OUT = 1e4
 
 
 class Checking:
@@ -277,11 +278,11 @@ class Checking:
             running = logits_of(self.model, self.case.inputs, self.answer).float()
             with running_eager(self.model):
                 eager = logits_of(self.model, self.case.inputs, self.answer).float()
-        drift = float((running - eager).abs().max())
+        drift = _apart(running, eager)
         ids = self.case.answer_ids[:, None]
         likely = (running.softmax(-1).gather(1, ids) - eager.softmax(-1).gather(1, ids)).abs()
         flips = int((running.argmax(-1) != eager.argmax(-1)).sum())
-        limit = self.drift * max(1.0, float(eager.abs().max()))
+        limit = self.drift * max(1.0, _largest(eager))
         detail = (
             f"{kernel} and eager: logits {drift:.1e} apart, the answer's probabilities {float(likely.max()):.1e}; "
             f"the likeliest token differs at {flips} of {len(ids)} places"
@@ -302,7 +303,7 @@ class Checking:
                     noisy = logits_of(self.model, self.case.inputs, self.answer).float()
                 finally:
                     handle.remove()
-                changes[name] = float((noisy - plain).abs().max() / plain.abs().max())
+                changes[name] = _apart(noisy, plain) / _largest(plain)
         site = min(changes, key=lambda name: changes[name])
         told = ", ".join(f"{name} by {change:.1e}" for name, change in changes.items())
         status = "passed" if changes[site] > _NO_INFLUENCE else "failed"
@@ -316,6 +317,19 @@ def _noisy(module: nn.Module, args: Any, output: Any) -> Any:
     noise = torch.randn(value.shape, generator=generator).to(value)
     changed = value + noise * value.float().std().to(value)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+
+def _written(logits: Tensor) -> Tensor:
+    """Which logits are the model's own, not put there to rule a token out."""
+    return logits.abs() < _RULED_OUT
+
+
+def _largest(logits: Tensor) -> float:
+    return float(logits[_written(logits)].abs().max().clamp(min=1e-30))
+
+
+def _apart(found: Tensor, true: Tensor) -> float:
+    return float((found - true)[_written(true)].abs().max())
 
 
 def _off(found: Tensor, true: Tensor) -> float:

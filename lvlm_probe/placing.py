@@ -29,12 +29,19 @@ _ORDER = 0.75  # of the other tokens; one half is chance
 
 def _without_picture(case: Case) -> str | None:
     """Why pictures cannot be changed; None if they can."""
-    if not case.layout.images:
+    if not case.layout.images and not case.images:
         return "the case has no image"
     if case.probe.processor is None:
         return "without a processor no changed picture can be shown: give Probe(model, processor) the model's own"
     if not case.images:
         return "the case has no picture, only inputs: give case_from_inputs its images"
+    return None
+
+
+def _untied(case: Case) -> str | None:
+    """What to say where there are pictures, and no position of theirs is known."""
+    if case.images and not case.layout.images:
+        return "the layout ties no position to the picture: explanations stay with the tokens"
     return None
 
 
@@ -69,6 +76,8 @@ def check_span(case: Case) -> Check:
     """Another picture moves the positions that the layout gives to it, and no other, before the first language layer."""
     if why := _without_picture(case):
         return Check("span", "skipped", why)
+    if why := _untied(case):
+        return Check("span", "warned", why)
     plain, other = (_entering(case, inputs).hidden for inputs in (case.inputs, _changed(case)))
     if plain is None or other is None:
         return Check("span", "failed", "the language model's first layer was never reached")
@@ -138,6 +147,8 @@ def check_places(case: Case) -> Check:
     """Changed blocks of the picture move the tokens and patches that the layout names for them."""
     if why := _without_picture(case):
         return Check("places", "skipped", why)
+    if why := _untied(case):
+        return Check("places", "warned", why)
     if not any(span.tokens or span.patches for span in case.layout.images):
         return Check(
             "places",
