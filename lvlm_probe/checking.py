@@ -105,6 +105,11 @@ class Checking:
         ]
         discovered = self.case.probe.sites.discovered
         complaints: list[str] = []
+        if missed and self._only_unshown(missed):
+            told = (
+                f"{_listed(missed)} are not captured, as the layout ties no position to the picture"
+            )
+            return Check("sites", "warned", told, float(len(missed)), 0.0)
         if missed:
             complaints.append(
                 f"{_listed(missed)} attend on the way to the answer, and the adapter names none of them"
@@ -129,6 +134,19 @@ class Checking:
         if idle:
             detail += f"; {_listed(idle)} are found in the model, and feed nothing here"
         return Check("sites", "passed", detail, 0.0, 0.0)
+
+    def _only_unshown(self, missed: Sequence[str]) -> bool:
+        """Whether the adapter names these, and the case leaves them out for want of a layout."""
+        if self.case.layout.images or not self.case.images:
+            return False
+        towers = self.case.probe.sites.towers(TOWERS, images=True)
+        paths = {
+            path
+            for layers in towers.values()
+            for site in layers
+            for path in (site.attention, site.cross_attention)
+        }
+        return paths.issuperset(missed)
 
     def rows(self) -> Check:
         """Rows of the weights that are rebuilt from the factors sum to one."""

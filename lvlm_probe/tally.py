@@ -93,8 +93,10 @@ class GradientTally(FactorTally):
         if weights.shape != true.shape:
             self.weights[call.site] = self.gradients[call.site] = torch.inf
             return
-        self.weights[call.site] = float((weights - true).abs().max())
-        seen = true > 0  # where a key is hidden, its gradient means nothing
+        # Of a padded query, eager attention may make even weights, which the model throws away.
+        sees = weights.sum(-1, keepdim=True) > 0
+        self.weights[call.site] = float(torch.where(sees, weights - true, 0.0).abs().max())
+        seen = sees & (true > 0)  # where a key is hidden, its gradient means nothing
         off = torch.where(seen, gradient - true_gradient, 0.0).abs().max()
         largest = torch.where(seen, true_gradient, 0.0).abs().max()
         self.gradients[call.site] = float(off / largest.clamp(min=1e-30))
