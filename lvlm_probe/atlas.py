@@ -64,6 +64,12 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
+        given = [name for name, value in source.inputs.items() if value.is_floating_point()]
+        if given:
+            raise LayoutError(
+                f"the inputs {', '.join(given)} were made by hand, and not as one picture an item, so their pixels are not "
+                "known: give Probe the processor, and the case its pictures"
+            )
         return ends_of(source, sites, len(ids_of(source)))
     key = key_of(source)
     if cache is not None and key in cache:
@@ -340,12 +346,12 @@ class _Measurement:
         )
 
     def _disturbed(self, image: int) -> dict[str, Tensor]:
-        """The inputs with noise in place of one image."""
+        """The inputs with noise on one image."""
         generator = torch.Generator().manual_seed(image)
         changed = dict(self.source.inputs)
         for name, shown in self.shown.items():
             value = changed[name]
             noise = torch.randn(value.shape, generator=generator).to(value)
             at = torch.from_numpy(shown.image == image).view(value.shape).to(value.device)
-            changed[name] = torch.where(at, noise, value)
+            changed[name] = torch.where(at, value + noise, value)
         return changed
