@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from lvlm_probe.case import Case
 from lvlm_probe.errors import ModelError, PromptError
 from lvlm_probe.images import ImageLike, load_images
 from lvlm_probe.provenance import provenance
+
+if TYPE_CHECKING:
+    from lvlm_probe.verdict import CheckReport
 
 __all__ = ["Probe"]
 
@@ -166,6 +169,32 @@ class Probe:
             )
         pictures = () if images is None else load_images(images)
         return Case(self, ready, answer_start, pictures, prompt="", text="")
+
+    def check(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        prompt: str | None = None,
+        answer: str | None = None,
+        *,
+        case: Case | None = None,
+    ) -> CheckReport:
+        """Hold what is watched, and the layout of tokens, against the model itself.
+
+        Runs the model some dozens of times, also on its eager attention; afterwards it is as it was. Printed, the report
+        is a table; docs/check.md says what each line means.
+
+        Args:
+            images: As in :meth:`case`; a picture of noise and blocks by default.
+            prompt: As in :meth:`case`; a short question by default.
+            answer: As in :meth:`case`; by default, a few tokens of the model's own.
+            case: To be looked at in place of these.
+
+        Raises:
+            PromptError: If there is neither a processor nor a case.
+        """
+        from lvlm_probe.check import check
+
+        return check(self, images, prompt, answer, case=case)
 
     @property
     def device(self) -> torch.device:
