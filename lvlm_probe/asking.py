@@ -162,7 +162,9 @@ def answered(
         else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens))
     )
     if _is_encoder_decoder(probe.model):
-        return {**inputs, "decoder_input_ids": torch.cat([prefix, ids])[None]}, len(prefix)
+        # Some processors make a decoder's inputs for training.
+        asked_for = {name: v for name, v in inputs.items() if not name.startswith("decoder_")}
+        return {**asked_for, "decoder_input_ids": torch.cat([prefix, ids])[None]}, len(prefix)
     return _extended(inputs, ids), len(prefix)
 
 

@@ -229,6 +229,10 @@ class _Measurement:
                 while stop < len(ids) and ids[stop] in of_image and tokens.image[stop] < 0:
                     stop += 1
             edges.append((start, stop))
+        # Positions that the model puts before the prompt by itself show the image, or are its class token.
+        added = len(tokens.image) - len(ids) - sum(stop - start for start, stop in edges)
+        if added > 0 and len(edges) == 1 and edges[0][0] >= added:
+            edges = [(edges[0][0] - added, edges[0][1])]
         return edges
 
     def _patches(
