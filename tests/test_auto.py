@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import lvlm_probe as lp
 from lvlm_probe.adapter import Adapter, SourceSequence, TowerPaths, adapter_for
 from lvlm_probe.adapters.auto import discover
+from lvlm_probe.demo.examples import load_examples
 from lvlm_probe.errors import AdapterError, LayoutError, PromptError, UnmappedImageWarning
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
 from lvlm_probe.target import Target
@@ -333,7 +334,8 @@ def test_windows_and_images_one_by_one() -> None:
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*")
 def test_peft_leaves_a_handle_only() -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     plain = lp.Probe(tiny.llava(), tiny.processor())
     settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=True)
     wrapped = lp.Probe(peft.get_peft_model(tiny.llava(), settings), tiny.processor())
@@ -341,6 +343,28 @@ def test_peft_leaves_a_handle_only() -> None:
     ours, theirs = (probe.case(*args).explain("relevancy", 1) for probe in (wrapped, plain))
     assert off(ours.tokens, theirs.tokens) <= 1e-6  # a fresh LoRA changes nothing
     assert off(ours.patches, theirs.patches) <= 1e-6
+
+
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # of the library of these layers, about kernels that it would rather have
+@pytest.mark.parametrize("bits", [4, 8])
+def test_weights_of_few_bits(bits: int) -> None:
+    """Keywords go to transformers; hooks and gradients pass through its quantized layers as through any."""
+    from transformers import BitsAndBytesConfig
+
+    few = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32
+    )
+    probe = lp.Probe.from_pretrained("demo", quantization_config=few, dtype=torch.float32)
+    path = f"{probe.sites.language[0].mlp}.gate_proj"
+    assert type(probe.model.get_submodule(path)).__module__.startswith("bitsandbytes")
+    example = load_examples()[0]
+    found = probe.case(example.path, example.prompt, example.answer).explain("relevancy")
+    plain = lp.Probe.from_pretrained("demo").case(example.path, example.prompt, example.answer)
+    expected = plain.explain("relevancy")
+    both = torch.stack([found.patches.flatten(), expected.patches.flatten()])
+    assert float(both.corrcoef()[0, 1]) > 0.9
 
 
 def test_without_any_image() -> None:
