@@ -260,6 +260,7 @@ def idefics(resampler: bool) -> Any:
 
     config = zoo.config("idefics")
     config.use_resampler = resampler
+    config.cross_layer_interval = 2
     config.perceiver_config.resampler_depth = 2
     torch.manual_seed(0)
     model = IdeficsForVisionText2Text._from_config(config)
