@@ -20,6 +20,17 @@ _LANGUAGE = {
 }
 
 
+_NORMS = {
+    "opt": "language_model.model.decoder.final_layer_norm",
+    "llama": "language_model.model.norm",
+}
+
+
+def _norm(config: Any) -> str:
+    """Where the language model's last norm is."""
+    return _NORMS[config.text_config.model_type]
+
+
 def _language(config: Any) -> TowerPaths:
     """Where the language model's layers are; the families come with several.
 
@@ -72,4 +83,6 @@ ADAPTER = Adapter(
         cross_attention="crossattention.attention",
     ),
     places_images=True,
+    norm=_norm,
+    head="language_model.lm_head",
 )

@@ -80,4 +80,6 @@ ADAPTER = Adapter(
     language=TowerPaths("model.language_model.layers", cross_attention="cross_attn"),
     layout=_layout,
     projector="model.multi_modal_projector",
+    norm="model.language_model.norm",
+    head="lm_head",
 )

@@ -110,7 +110,7 @@ class Adapter:
             go by the tower ``"projector"``.
         places_images: Whether the processor puts the images' tokens before the prompt by itself.
         encoder: Paths of an encoder–decoder's text encoder.
-        norm: Path of the norm after the language model's last layer.
+        norm: Path of the norm after the language model's last layer, or a function of the configuration that gives it.
         head: Path of the output head.
         discovered: See :class:`Sites`.
     """
@@ -125,7 +125,7 @@ class Adapter:
     resampler: Paths | None = None
     places_images: bool = False
     encoder: Paths | None = None
-    norm: str | None = None
+    norm: str | Callable[[Any], str] | None = None
     head: str | None = None
     discovered: bool = False
 
@@ -135,22 +135,22 @@ class Adapter:
         Raises:
             AdapterError: If the model lacks a module that the adapter names.
         """
+        config = getattr(model, "config", None)
         vision = self._layers(model, self.vision)
         if vision and self.vision_depth is not None:
-            vision = vision[: self.vision_depth(getattr(model, "config", None))]
-        for path in (self.projector, self.norm, self.head):
+            vision = vision[: self.vision_depth(config)]
+        language = self.language(config) if callable(self.language) else self.language
+        norm = self.norm(config) if callable(self.norm) else self.norm
+        for path in (self.projector, norm, self.head):
             if path is not None:
                 self._module(model, path)
-        language = self.language
-        if callable(language):
-            language = language(getattr(model, "config", None))
         return Sites(
             language=self._layers(model, language),
             vision=vision,
             projector=self.projector,
             resampler=self._layers(model, self.resampler),
             encoder=self._layers(model, self.encoder),
-            norm=self.norm,
+            norm=norm,
             head=self.head,
             discovered=self.discovered,
         )
