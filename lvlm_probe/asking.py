@@ -15,7 +15,7 @@ from lvlm_probe.hooks import untouched
 if TYPE_CHECKING:
     from lvlm_probe.probe import Probe
 
-__all__ = ["answered", "asked", "placed"]
+__all__ = ["answered", "asked", "placed", "with_answer"]
 
 
 def asked(
@@ -129,6 +129,18 @@ def answered(
         if answer is not None
         else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens))
     )
+    return with_answer(probe, inputs, ids)
+
+
+def with_answer(
+    probe: Probe, inputs: dict[str, Tensor], ids: Tensor
+) -> tuple[dict[str, Tensor], int]:
+    """What the model is given, with these tokens as its answer, and where they start.
+
+    Raises:
+        AnswerError: If an encoder–decoder names no start token.
+    """
+    prefix = _prefix(probe, inputs)
     if _is_encoder_decoder(probe.model):
         return {**inputs, "decoder_input_ids": torch.cat([prefix, ids])[None]}, len(prefix)
     return _extended(inputs, ids), len(prefix)

@@ -52,7 +52,6 @@ class Edges:
         kind: How it attends.
         cross: Whether its keys are another tower's.
         cuts: What to cut.
-        reached: Whether any visit met a query and a key of a cut.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Edges:
     kind: Kind | None
     cross: bool
     cuts: Sequence[Cut]
-    reached: bool = field(default=False, init=False)
     seen: int = field(default=0, init=False)
     blind: list[Tensor | None] = field(default_factory=list[Tensor | None], init=False)
 
@@ -138,7 +136,6 @@ class Edges:
             rows = _flags(cut.queries, cut.onwards, start + count)[start:].to(query.device)
             columns = _flags(cut.keys, cut.keys_onwards, keys).to(query.device)
             edges = rows[:, None] & columns[None, :]
-            self.reached |= bool(edges.any())
             if cut.heads is None:
                 whole[cut.item] |= edges
                 continue

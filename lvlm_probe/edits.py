@@ -29,6 +29,7 @@ __all__ = [
     "Knockout",
     "activations",
     "added",
+    "answer_logits",
     "averaged",
     "cuts_between",
     "edited",
@@ -85,7 +86,7 @@ def logits_of(
         for name, value in case.inputs.items()
     }
     with torch.inference_mode(mode=False), torch.no_grad(), untouched(case.probe.model):
-        run = partial(_forward, case.probe.model, inputs, count)
+        run = partial(answer_logits, case.probe.model, inputs, count)
         return run_edited(case, items, run, swaps=swaps)
 
 
@@ -107,7 +108,7 @@ def activations(
     found: dict[str, list[Tensor]] = {name: [] for name in names}
     taps = [_tap(place_of(model, case.probe.sites, name), found[name]) for name in names]
     with torch.inference_mode(mode=False), torch.no_grad(), untouched(model):
-        forward = partial(_forward, model, case.inputs, len(case.answer_ids))
+        forward = partial(answer_logits, model, case.inputs, len(case.answer_ids))
         result = run_edited(case, [edits], forward, taps)
     for name, values in found.items():
         if not values:
@@ -129,7 +130,14 @@ def _tap(place: Place, found: list[Tensor]) -> Tap:
     return Tap(place.path, left, attention=place.kind is not None)
 
 
-def _forward(model: Any, inputs: Mapping[str, Tensor], count: int) -> Float[Tensor, "B A V"]:
+def answer_logits(model: Any, inputs: Mapping[str, Tensor], count: int) -> Float[Tensor, "B A V"]:
+    """The logits that predict the answer's tokens.
+
+    Args:
+        model: Which is run.
+        inputs: What its forward takes: prompts and answers.
+        count: A, of the answer's tokens.
+    """
     options: dict[str, Any] = {"use_cache": False, "return_dict": True}
     parameters = inspect.signature(type(model).forward).parameters
     if "logits_to_keep" in parameters:

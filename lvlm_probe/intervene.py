@@ -23,6 +23,7 @@ from lvlm_probe.edits import (
     Edit,
     Knockout,
     activations,
+    added,
     averaged,
     cuts_between,
     edited,
@@ -226,15 +227,14 @@ class Editable:
         """
         case = self.plain
         if case.probe.processor is None:
-            raise PromptError("without a processor no answer can be read: give Probe one")
+            raise PromptError("this probe has no processor, so no answer can be read: give Probe one")
         asked = prompt_of(case)
 
         def run() -> tuple[dict[str, Tensor], int]:
             return answered(case.probe, asked, case.text, None, max_new_tokens)
 
         whole, start = run_edited(case, [self.edits], run, until=case.layout.answer_start)
-        ids = whole.get("decoder_input_ids", whole["input_ids"])[0, start:]
-        return str(case.probe.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return type(case)(case.probe, whole, start, case.images, case.prompt, case.text).answer
 
     def activation(self, site: str) -> Float[Tensor, "N ..."]:
         """What passes at a place: [N D], of heads [N H d], of a vision layer along P.

@@ -12,7 +12,7 @@ import torch
 from test_hooks import Refused, fresh, unchanged
 
 import lvlm_probe as lp
-from lvlm_probe.errors import CaptureError, LayoutError, PromptError
+from lvlm_probe.errors import AnswerError, CaptureError, LayoutError, PromptError
 from lvlm_probe.grid import Box
 from lvlm_probe.positions import Region, aligned, positions_of
 
@@ -166,7 +166,9 @@ def masked_eager(case: lp.Case, layers: range, queries: list[int], keys: list[in
 @pytest.mark.parametrize("layers", [range(3), range(1, 2)])
 def test_knockout_is_a_mask(case: lp.Case, layers: range, kernel: str) -> None:
     start = case.layout.answer_start
-    expected = masked_eager(case, layers, [start - 1, start, start + 1], case.layout.image_positions)
+    expected = masked_eager(
+        case, layers, [start - 1, start, start + 1], case.layout.image_positions
+    )
     case.probe.model.set_attn_implementation(kernel)
     try:
         edited = case.knockout("image", range(start - 1, start + 2), layers=layers)
@@ -230,13 +232,15 @@ def test_recipes_see_the_edited_model(case: lp.Case) -> None:
     edited = case.knockout("image", "all")
     found = edited.explain("relevancy", vision=False)
     assert float(found.tokens[case.layout.image_positions].abs().max()) == 0.0
-    assert float(case.explain("relevancy", vision=False).tokens[case.layout.image_positions].max()) > 0
+    assert (
+        float(case.explain("relevancy", vision=False).tokens[case.layout.image_positions].max()) > 0
+    )
 
 
-@pytest.mark.parametrize("prompt", ["what is this", "where is the red circle"])
-def test_generation(probe: lp.Probe, prompt: str) -> None:
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_generation(probe: lp.Probe, seed: int) -> None:
     """Step by step with a cache, the edits act as they do in one forward over prompt and answer."""
-    asked = probe.case(tiny.picture(3), prompt, max_new_tokens=6)
+    asked = probe.case(tiny.picture(seed), "what is this", max_new_tokens=6)
     vector = 3 * torch.randn(32, generator=torch.Generator().manual_seed(5))
     assert asked.steer(torch.zeros(32), 1).generate(6) == asked.answer
     edits: list[Callable[[lp.Case], Any]] = [
@@ -247,14 +251,15 @@ def test_generation(probe: lp.Probe, prompt: str) -> None:
     ]
     changed = 0
     for edit in edits:
-        written = edit(asked).generate(6)
+        try:
+            written = edit(asked).generate(6)
+        except AnswerError:
+            continue  # it ended at once
         changed += written != asked.answer
-        if not written:
-            continue
-        again = probe.case(tiny.picture(3), prompt, answer=written)
+        again = probe.case(tiny.picture(seed), "what is this", answer=written)
         best = edit(again).logits().argmax(-1)
         assert torch.equal(best, again.answer_ids)
-    assert changed
+    assert changed >= 2
 
 
 def test_positions(case: lp.Case) -> None:
@@ -296,7 +301,7 @@ def test_another_length(probe: lp.Probe, case: lp.Case) -> None:
     asked = positions_of(case, "what").indices
     assert aligned(case, longer, asked) == list(asked)
     shorter = probe.case(tiny.picture(7), "where is", answer="a red circle")
-    with pytest.raises(LayoutError, match="'this'.* has no counterpart"):
+    with pytest.raises(LayoutError, match=r"'this'.* has no counterpart"):
         case.patch("language.layers.0.residual", "this", source=shorter)
 
 
