@@ -26,11 +26,6 @@ _NORMS = {
 }
 
 
-def _norm(config: Any) -> str:
-    """Where the language model's last norm is."""
-    return _NORMS[config.text_config.model_type]
-
-
 def _language(config: Any) -> TowerPaths:
     """Where the language model's layers are; the families come with several.
 
@@ -44,6 +39,12 @@ def _language(config: Any) -> TowerPaths:
             "Give Probe an adapter with its paths"
         )
     return _LANGUAGE[kind]
+
+
+def _norm(config: Any) -> str:
+    """Where the language model's last norm is."""
+    _language(config)  # says which are known
+    return _NORMS[config.text_config.model_type]
 
 
 def _layout(source: SourceSequence) -> TokenLayout:

@@ -81,6 +81,7 @@ class SourceSequence:
         model: The model itself, for layouts that are measured.
         sites: What is watched in it.
         images: The original pictures; none where the inputs were made by hand.
+        prepare: Makes the same inputs, but for the answer, from other pictures of the same sizes; None if unknown.
     """
 
     config: Any
@@ -91,6 +92,7 @@ class SourceSequence:
     model: Any = None
     sites: Sites | None = None
     images: tuple[Any, ...] = ()
+    prepare: Callable[[Sequence[Any]], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Adapter:
         vision_depth: How many of the vision encoder's layers feed the projector.
         projector: Path of the module between the two.
         resampler: Paths of a projector that attends to the vision encoder's output, such as a Q-Former; its calls
-            go by the tower ``"projector"``.
+            go by the tower ``"projector"``; or a function of the configuration, where some models have one.
         places_images: Whether the processor puts the images' tokens before the prompt by itself.
         encoder: Paths of an encoder–decoder's text encoder.
         norm: Path of the norm after the language model's last layer, or a function of the configuration that gives it.
@@ -117,12 +119,12 @@ class Adapter:
 
     family: str
     model_types: tuple[str, ...]
-    language: Paths | Callable[[Any], TowerPaths]
+    language: Paths | Callable[[Any], Paths]
     layout: Callable[[SourceSequence], TokenLayout]
     vision: Paths | None = None
     vision_depth: Callable[[Any], int] | None = None
     projector: str | None = None
-    resampler: Paths | None = None
+    resampler: Paths | Callable[[Any], Paths | None] | None = None
     places_images: bool = False
     encoder: Paths | None = None
     norm: str | Callable[[Any], str] | None = None
@@ -136,20 +138,23 @@ class Adapter:
             AdapterError: If the model lacks a module that the adapter names.
         """
         config = getattr(model, "config", None)
-        vision = self._layers(model, self.vision)
+
+        def layers(paths: Paths | Callable[[Any], Paths | None] | None) -> tuple[LayerSite, ...]:
+            return self._layers(model, paths(config) if callable(paths) else paths)
+
+        vision = layers(self.vision)
         if vision and self.vision_depth is not None:
             vision = vision[: self.vision_depth(config)]
-        language = self.language(config) if callable(self.language) else self.language
         norm = self.norm(config) if callable(self.norm) else self.norm
         for path in (self.projector, norm, self.head):
             if path is not None:
                 self._module(model, path)
         return Sites(
-            language=self._layers(model, language),
+            language=layers(self.language),
             vision=vision,
             projector=self.projector,
-            resampler=self._layers(model, self.resampler),
-            encoder=self._layers(model, self.encoder),
+            resampler=layers(self.resampler),
+            encoder=layers(self.encoder),
             norm=norm,
             head=self.head,
             discovered=self.discovered,

@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.errors import AnswerError, PromptError
+from lvlm_probe.forward import logits_of, run_model
 from lvlm_probe.hooks import untouched
 
 if TYPE_CHECKING:
     from lvlm_probe.probe import Probe
 
-__all__ = ["answered", "asked", "placed", "with_answer"]
+__all__ = ["answered", "asked", "encoded", "placed", "with_answer"]
 
 
 def asked(
@@ -35,15 +36,15 @@ def asked(
                 f"the prompt has {prompt.count(place)} places {place!r} for {len(pictures)} image(s): "
                 "write one for each, or none"
             )
-        return _encoded(probe, pictures, prompt), prompt
+        return encoded(probe, pictures, prompt), prompt
     if getattr(probe.processor, "chat_template", None):
         content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
         text = probe.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        return _encoded(probe, pictures, text), text
+        return encoded(probe, pictures, text), text
     if probe.adapter.places_images:
-        return _encoded(probe, pictures, prompt), prompt
+        return encoded(probe, pictures, prompt), prompt
     if probe.sites.discovered:
         return _tried(probe, pictures, prompt, place)
     raise PromptError(
@@ -73,7 +74,7 @@ def _tried(
     token = getattr(probe.processor, "image_token_id", None)
     token = getattr(probe.model.config, "image_token_id", None) if token is None else token
     try:
-        inputs = _encoded(probe, pictures, prompt)
+        inputs = encoded(probe, pictures, prompt)
         ids = inputs.get("input_ids")
         if not pictures or place is None or token is None or ids is None or (ids == token).any():
             return inputs, prompt
@@ -84,10 +85,11 @@ def _tried(
                 "write the whole prompt as the model was trained to read it"
             ) from error
     text = f"{place * len(pictures)}\n{prompt}"
-    return _encoded(probe, pictures, text), text
+    return encoded(probe, pictures, text), text
 
 
-def _encoded(probe: Probe, pictures: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+def encoded(probe: Probe, pictures: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+    """Pictures and the whole prompt through the processor."""
     first = getattr(probe.tokenizer, "bos_token", None)
     given: dict[str, Any] = {"text": text, "return_tensors": "pt"}
     if pictures:
@@ -195,8 +197,7 @@ def _greedy(probe: Probe, inputs: dict[str, Tensor], max_new_tokens: int) -> Ten
     """For models without a ``generate``: the likeliest token, again and again."""
     length = inputs["input_ids"].shape[1]
     for _ in range(max_new_tokens):
-        result = probe.model(**inputs)
-        logits = result if isinstance(result, Tensor) else result.logits
+        logits = logits_of(run_model(probe.model, inputs))
         inputs = _extended(inputs, logits[0, -1:].argmax(-1))
     return inputs["input_ids"][0, length:]
 
@@ -230,19 +231,21 @@ def _encode(probe: Probe, text: str, answer: str) -> Tensor:
 
 
 def _extended(inputs: Mapping[str, Tensor], answer: Tensor) -> dict[str, Tensor]:
-    """The inputs with the answer's tokens behind the prompt's."""
-    extended = dict(inputs)
-    extended["input_ids"] = torch.cat([inputs["input_ids"], answer[None]], dim=1)
-    if "attention_mask" in inputs:
-        ones = inputs["attention_mask"].new_ones(1, len(answer))
-        extended["attention_mask"] = torch.cat([inputs["attention_mask"], ones], dim=1)
-    if "token_type_ids" in inputs or "mm_token_type_ids" in inputs:
-        for name in ("token_type_ids", "mm_token_type_ids"):
-            if name in inputs:
-                zeros = inputs[name].new_zeros(1, len(answer))
-                extended[name] = torch.cat([inputs[name], zeros], dim=1)
-    if "cross_attention_mask" in inputs:
-        # [1, N, images, tiles]: an answer sees what the prompt's last token sees.
-        last = inputs["cross_attention_mask"][:, -1:].expand(-1, len(answer), -1, -1)
-        extended["cross_attention_mask"] = torch.cat([inputs["cross_attention_mask"], last], dim=1)
+    """The inputs with the answer's tokens behind the prompt's, and whatever goes along with each token extended."""
+    prompt, count = inputs["input_ids"].shape[1], len(answer)
+    extended: dict[str, Tensor] = {}
+    for name, value in inputs.items():
+        along = value.ndim > 1 and value.shape[:2] == (1, prompt) and not value.is_floating_point()
+        if name == "input_ids":
+            more = answer[None]
+        elif not along:
+            extended[name] = value
+            continue
+        elif name == "attention_mask":
+            more = value.new_ones(1, count)
+        elif value.ndim == 2:  # which tokens are an image's: none of the answer's
+            more = value.new_zeros(1, count)
+        else:  # which images a token sees: an answer's see what the prompt's last one does
+            more = value[:, -1:].expand(-1, count, *value.shape[2:])
+        extended[name] = torch.cat([value, more], dim=1)
     return extended

@@ -8,40 +8,29 @@ grids (:mod:`lvlm_probe.lattice`). What cannot be told is left out, or an error;
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import Sites, SourceSequence
-from lvlm_probe.errors import LayoutError
+from lvlm_probe.blurred import centres, clear_grid
+from lvlm_probe.errors import LayoutError, UnmappedImageWarning
 from lvlm_probe.feeds import Partial, feeds, run_partly
 from lvlm_probe.grid import PatchGrid
+from lvlm_probe.known import Measured, ends_of, ids_of, key_of, moved, remembered
 from lvlm_probe.lattice import Places, grids_of, place
 from lvlm_probe.layout import ImageSpan, TokenLayout
 from lvlm_probe.ramps import Prepare, Shown, image_path, shown_by_itself, trace_pixels
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "measured_layout"]
 
+_FEW = 9  # positions that tell whether all see everything
 _SCATTERED = 0.5  # of the elements: above, positions share what they show
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A measured layout, and the text that it was measured with.
-
-    Attributes:
-        layout: As measured.
-        ids: Of the prompt.
-        visual: Ids of the tokens in the images' spans.
-    """
-
-    layout: TokenLayout
-    ids: tuple[int, ...]
-    visual: frozenset[int]
 
 
 def measure(
@@ -54,7 +43,7 @@ def measure(
     """Which positions show which part of which image.
 
     Costs one forward of the vision encoder and the projector, about 1 + log2 of the visual tokens and as many of the
-    patches backward passes through them, and 5 runs of the processor and one an image. Where images of the same
+    patches backward passes through them, and 6 runs of the processor and one an image. Where images of the same
     sizes were measured before, ``cache`` spares all of it.
 
     Args:
@@ -75,45 +64,49 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
-        return _ends(source, sites, _count(source))
-    key = _key(source)
+        return ends_of(source, sites, len(ids_of(source)))
+    key = key_of(source)
     if cache is not None and key in cache:
-        moved = _moved(cache[key], source, sites)
-        if moved is not None:
-            return moved
+        known = moved(cache[key], source, sites)
+        if known is not None:
+            return known
     shown = _shown(source, prepare)
     layout = _Measurement(source, model, sites, shown).layout()
     if cache is not None:
-        cache[key] = _remembered(layout, source)
+        cache[key] = remembered(layout, source)
     return layout
+
+
+_CACHES: WeakKeyDictionary[nn.Module, dict[Hashable, Measured]] = WeakKeyDictionary()
+
+
+def measured_layout(source: SourceSequence) -> TokenLayout:
+    """What an adapter says whose layouts are measured; each shape of images is measured once a model.
+
+    Where they cannot be, a warning says why, and the layout holds that in place of its images.
+
+    Args:
+        source: The sequence, with its model and sites.
+    """
+    model, sites = source.model, source.sites
+    assert sites is not None
+    try:
+        return measure(source, model, sites, source.prepare, _CACHES.setdefault(model, {}))
+    except LayoutError as error:
+        warnings.warn(
+            f"{type(model).__name__}: no map of the images, words can be explained only: {error}",
+            UnmappedImageWarning,
+            stacklevel=2,
+        )
+        met = run_partly(model, sites, source.inputs, (), gradients=False)
+        entered = len(ids_of(source)) if met.hidden is None else len(met.hidden)
+        return replace(ends_of(source, sites, entered), unmapped=str(error))
 
 
 def _shown(source: SourceSequence, prepare: Prepare | None) -> dict[str, Shown]:
     if prepare is None and source.processor is None:
         return shown_by_itself(source.image_sizes, source.inputs)
     return trace_pixels(prepare or image_path(source.processor), source.image_sizes, source.inputs)
-
-
-def _ids(source: SourceSequence) -> list[int]:
-    """Of the tokens among which the images' are, if they are among any."""
-    known = source.inputs
-    return known["input_ids" if "input_ids" in known else "decoder_input_ids"][0].tolist()
-
-
-def _count(source: SourceSequence) -> int:
-    return len(_ids(source))
-
-
-def _ends(source: SourceSequence, sites: Sites, entered: int) -> TokenLayout:
-    """Without its images, where so many positions enter the first layer."""
-    words = 0
-    if sites.encoder and "decoder_input_ids" in source.inputs:
-        words = int(source.inputs["decoder_input_ids"].shape[1])
-    return TokenLayout(
-        length=entered + words,
-        answer_start=entered - _count(source) + source.answer_start,
-        encoder_length=entered if sites.encoder else 0,
-    )
 
 
 class _Measurement:
@@ -131,6 +124,11 @@ class _Measurement:
         Raises:
             LayoutError: If the language model was not reached, or positions form no grid.
         """
+        if not self.sites.language:
+            raise LayoutError(
+                "no layer of the language model is known, so where images enter it cannot be measured: give Probe an "
+                "adapter that names the layers"
+            )
         met = self._run(self.source.inputs, cut=True)
         if met.hidden is None:
             raise LayoutError(
@@ -144,28 +142,38 @@ class _Measurement:
         elif met.keys is not None:
             spans = self._crossed_spans(patches)
         else:
-            spans = self._query_spans(patches)
+            spans = self._moved_spans(met, patches)
         width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
-        ends = _ends(self.source, self.sites, len(met.hidden))
+        ends = ends_of(self.source, self.sites, len(met.hidden))
         return replace(ends, images=spans, patch_count=width)
 
-    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool) -> Partial:
-        names = list(self.shown)
+    def _run(self, inputs: Mapping[str, Tensor], *, cut: bool, gradients: bool = True) -> Partial:
+        attending = self.attending if cut else None
         return run_partly(
-            self.model, self.sites, inputs, names, cut=self.attending if cut else (), gradients=cut
+            self.model, self.sites, inputs, list(self.shown), cut=attending, gradients=gradients
         )
 
     def _places(self, met: Partial, targets: Tensor | None) -> Places | None:
         """Where the rows of ``targets`` lie; None where no image feeds them."""
         if targets is None or not targets.requires_grad:
             return None
-        found = feeds(targets, [met.leaves[name] for name in self.shown])
-        return place(found, list(self.shown.values()), len(targets))
+        found = feeds(targets, list(met.leaves.values()))
+        each = [
+            place([feed], [shown], len(targets))
+            for feed, shown in zip(found, self.shown.values(), strict=True)
+        ]
+        # Where a picture goes in twice, once past convolutions, the other way tells the places.
+        clear = [n for n, p in enumerate(each) if p.mixing < _SCATTERED and (p.image >= 0).any()]
+        used = clear or range(len(each))
+        shown = list(self.shown.values())
+        return place([found[n] for n in used], [shown[n] for n in used], len(targets))
 
     def _patch_places(self, met: Partial) -> Places | None:
         """Where the vision encoder's positions lie; None where its attention takes them in another order."""
-        if met.keys is not None:
-            return self._places(met, met.keys)
+        across = self._places(met, met.keys)
+        if across is not None and (across.image >= 0).any() and across.mixing < _SCATTERED:
+            return across
+        # Else words attend to queries, if to anything, which attended to these.
         places = self._places(met, met.patches)
         if met.queries is None or places is None:
             return places
@@ -196,7 +204,7 @@ class _Measurement:
         Raises:
             LayoutError: If no position shows an image.
         """
-        ids = _ids(self.source)
+        ids = ids_of(self.source)
         known = len(ids) == len(tokens.image)
         edges: list[tuple[int, int]] = []
         for number in range(len(self.source.image_sizes)):
@@ -237,7 +245,7 @@ class _Measurement:
         Raises:
             LayoutError: If what is attended to forms no grid.
         """
-        ids = _ids(self.source)
+        ids = ids_of(self.source)
         config = self.source.config
         place = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         where = [number for number, token in enumerate(ids) if token == place]
@@ -258,81 +266,86 @@ class _Measurement:
             spans.append(ImageSpan(size, start, stop, (), grids))
         return tuple(spans)
 
-    def _query_spans(self, patches: Places | None) -> tuple[ImageSpan, ...]:
-        """Positions that see an image through attention alone: queries, each of which saw all of it.
+    def _moved_spans(self, met: Partial, patches: Places | None) -> tuple[ImageSpan, ...]:
+        """Positions that show no part of their own sharply.
+
+        Either queries, each of which saw the whole image through attention, or a convolutional encoder's.
 
         Raises:
-            LayoutError: If no position depends on an image.
+            LayoutError: If no position depends on an image, or none has a gradient to it, or it cannot be told
+                where they lie.
         """
-        plain = self._run(self.source.inputs, cut=False).hidden
+        whole = self._run(self.source.inputs, cut=False)
+        assert whole.hidden is not None
+        plain = whole.hidden.detach()
         spans: list[ImageSpan] = []
         for number, size in enumerate(self.source.image_sizes):
-            changed = self._run(self._disturbed(number), cut=False).hidden
-            assert plain is not None
+            changed = self._run(self._disturbed(number), cut=False, gradients=False).hidden
             assert changed is not None
             off = (changed - plain).float().norm(dim=-1)
             at = (off > 1e-6 * plain.float().norm(dim=-1)).nonzero().flatten().tolist()
-            if not at:
+            self._check_moved(number, at, len(plain))
+            if not whole.hidden.requires_grad:
                 raise LayoutError(
-                    f"no position that enters the language model depends on image {number}: the image reaches it in a "
-                    "way that is not known here; give Probe an adapter whose layout says how"
+                    f"{len(at)} positions depend on image {number}, and have no gradient to it: the image is turned into "
+                    "numbers of tokens on its way, which cannot be followed; give Probe an adapter whose layout says "
+                    "where they lie"
                 )
-            grids = self._patches(patches, number, size)
-            spans.append(ImageSpan(size, at[0], at[-1] + 1, (), grids))
+            tokens = self._blurred(met, number, size, at)
+            spans.append(
+                ImageSpan(size, at[0], at[-1] + 1, tokens, self._patches(patches, number, size))
+            )
         return tuple(spans)
 
+    def _check_moved(self, number: int, at: Sequence[int], length: int) -> None:
+        """Some positions depend on the image, and the last word is none of them.
+
+        Raises:
+            LayoutError: If it is otherwise.
+        """
+        if not at:
+            raise LayoutError(
+                f"no position that enters the language model depends on image {number}: the image reaches it in a "
+                "way that is not known here; give Probe an adapter whose layout says how"
+            )
+        if at[-1] == length - 1:
+            raise LayoutError(
+                f"{len(at)} positions depend on image {number} where they enter {self.sites.language[0].layer!r}, and "
+                "the last word is one of them: words attend to images before that layer; let the adapter's sites "
+                "name the language model's first layer"
+            )
+
+    def _blurred(
+        self, met: Partial, number: int, size: tuple[int, int], at: Sequence[int]
+    ) -> tuple[PatchGrid, ...]:
+        """The grid of a convolutional encoder's positions; none where they are queries.
+
+        Raises:
+            LayoutError: If they are neither.
+        """
+        assert met.hidden is not None
+        if not met.hidden.requires_grad:
+            return ()
+        name = next(n for n, shown in self.shown.items() if (shown.image == number).any())
+        look = partial(centres, met.hidden, at, met.leaves[name], self.shown[name], number, size)
+        few = look(most=_FEW)
+        if few.everywhere or not few.fed:
+            return ()
+        found = look()
+        if (grid := clear_grid(found, at)) is not None:
+            return (grid,)
+        raise LayoutError(
+            f"the {len(at)} positions that depend on image {number} each show more than one place, and their centres "
+            "fit no regular grid: give Probe an adapter whose layout says where they lie"
+        )
+
     def _disturbed(self, image: int) -> dict[str, Tensor]:
-        """The inputs with noise in place of one image."""
+        """The inputs with noise on one image."""
         generator = torch.Generator().manual_seed(image)
         changed = dict(self.source.inputs)
         for name, shown in self.shown.items():
             value = changed[name]
             noise = torch.randn(value.shape, generator=generator).to(value)
             at = torch.from_numpy(shown.image == image).view(value.shape).to(value.device)
-            changed[name] = torch.where(at, noise, value)
+            changed[name] = torch.where(at, value + noise, value)
         return changed
-
-
-def _key(source: SourceSequence) -> Hashable:
-    """Equal for sequences with the same image inputs but for their values; the text is left out."""
-    words = _count(source)
-    parts: list[Any] = [source.image_sizes]
-    for name, value in sorted(source.inputs.items()):
-        if value.is_floating_point():
-            parts.append((name, tuple(value.shape)))
-        elif name != "input_ids" and words not in value.shape:
-            data = value.detach().cpu().contiguous().numpy().tobytes()
-            parts.append((name, tuple(value.shape), hashlib.sha256(data).hexdigest()))
-    return tuple(parts)
-
-
-def _remembered(layout: TokenLayout, source: SourceSequence) -> Measured:
-    ids = tuple(_ids(source))
-    visual = {ids[p] for s in layout.images for p in range(s.start, s.stop) if p < len(ids)}
-    return Measured(layout, ids, frozenset(visual))
-
-
-def _moved(known: Measured, source: SourceSequence, sites: Sites) -> TokenLayout | None:
-    """The layout of the same images within another text; None unless all of their tokens moved along as they were."""
-    ids = tuple(_ids(source))
-    layout = known.layout
-    # Where the model adds positions of its own, only the same text is known to be laid out the same.
-    added = layout.images[0].stop > len(known.ids) or not known.visual
-    inner = [p for s in layout.images for p in range(s.start, s.stop)]
-    before = [p for p, token in enumerate(known.ids) if token in known.visual]
-    after = [p for p, token in enumerate(ids) if token in known.visual]
-    if ids == known.ids:
-        after = before
-    elif added or len(before) != len(after) or before != inner:
-        return None
-    where = dict(zip(before, after, strict=True))
-    spans: list[ImageSpan] = []
-    for span in layout.images:
-        by = where[span.start] - span.start if ids != known.ids else 0
-        if ids != known.ids and any(where[p] - p != by for p in range(span.start, span.stop)):
-            return None
-        tokens = tuple(replace(grid, start=grid.start + by) for grid in span.tokens)
-        spans.append(replace(span, start=span.start + by, stop=span.stop + by, tokens=tokens))
-    entered = layout.length - len(known.ids) + len(ids)
-    ends = _ends(source, sites, entered)
-    return replace(ends, images=tuple(spans), patch_count=layout.patch_count)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.adapter import SourceSequence
+from lvlm_probe.asking import encoded
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.capture import Capture
 from lvlm_probe.errors import AnswerError, LayoutError, TargetError
@@ -80,6 +81,7 @@ class Case(Editable):
             model=probe.model,
             sites=probe.sites,
             images=images,
+            prepare=None if not text else lambda pictures: encoded(probe, pictures, text),
         )
         self.layout = probe.adapter.layout(source)
         added = self.layout.length - len(ids)
@@ -263,10 +265,16 @@ def _sequence(inputs: Mapping[str, Tensor]) -> tuple[Tensor, int]:
 
 
 def _with_places(ids: Tensor, layout: TokenLayout, added: int) -> Tensor:
-    """Ids along N: the first image positions have none where the model adds ``added`` positions itself."""
+    """Ids along N: the images' positions have none where the model adds ``added`` positions itself.
+
+    More than show a part of an image are its class tokens and the like, before it.
+    """
     if not added:
         return ids
-    places = layout.image_positions[:added]
+    inside = [position for span in layout.images for position in range(span.start, span.stop)]
+    first, last = (inside[0], inside[-1]) if inside else (0, -1)
+    around = [*range(first - 1, -1, -1), *range(last + 1, layout.length)]
+    places = [*inside, *around][:added]
     whole = ids.new_full((layout.length,), NO_TOKEN)
     known = torch.ones(layout.length, dtype=torch.bool)
     known[places] = False

@@ -227,7 +227,9 @@ class Editable:
         """
         case = self.plain
         if case.probe.processor is None:
-            raise PromptError("this probe has no processor, so no answer can be read: give Probe one")
+            raise PromptError(
+                "this probe has no processor, so no answer can be read: give Probe one"
+            )
         asked = prompt_of(case)
 
         def run() -> tuple[dict[str, Tensor], int]:

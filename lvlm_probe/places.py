@@ -1,8 +1,8 @@
 """Places in a model whose values are read and replaced, by their names.
 
 ``{tower}.layers.{i}.residual.output`` is what leaves a layer, ``.residual.input`` what enters it, ``.mlp.output`` what its
-feed-forward module adds, ``.attention.output`` and ``.cross_attention.output`` what each head gives; ``projector.output``
-is what the language model is handed of the images. Towers are ``vision``, ``projector`` (one that attends), ``encoder`` and
+feed-forward module gives, ``.attention.output`` and ``.cross_attention.output`` what each head gives, ``.attention.added``
+and ``.cross_attention.added`` what becomes of them after the output projection; ``projector.output`` is what the language model is handed of the images. Towers are ``vision``, ``projector`` (one that attends), ``encoder`` and
 ``language``. Whatever shape a module hands on, values are rows here: [B N D], of heads [B N H d].
 """
 
@@ -22,7 +22,7 @@ __all__ = ["Place", "place_of"]
 
 _NAME = re.compile(
     r"(vision|projector|encoder|language)\.layers\.(-?\d+)\."
-    r"(?:(residual)(?:\.(input|output))?|(mlp|attention|cross_attention)(?:\.output)?)"
+    r"(?:(residual)(?:\.(input|output))?|(mlp)(?:\.output)?|(attention|cross_attention)(?:\.(output|added))?)"
 )
 
 
@@ -95,9 +95,9 @@ def place_of(model: nn.Module, sites: Sites, name: str) -> Place:
     if found is None:
         raise CaptureError(
             f"{name!r} names no place: write {{tower}}.layers.{{i}}.residual.output, .residual.input, .mlp.output, "
-            ".attention.output or .cross_attention.output, as in 'language.layers.3.residual.output', or 'projector.output'"
+            ".attention.output, .attention.added or the same of cross_attention, as in 'language.layers.3.residual.output', or 'projector.output'"
         )
-    tower, number, residual, way, part = found.groups()
+    tower, number, residual, way, mlp, attention, given = found.groups()
     layers = {
         "vision": sites.vision,
         "projector": sites.resampler,
@@ -114,18 +114,17 @@ def place_of(model: nn.Module, sites: Sites, name: str) -> Place:
         way = way or "output"
         whole = f"{tower}.layers.{layer}.residual.{way}"
         return Place(whole, site.layer, tower, layer, entering=way == "input")
-    path = {"mlp": site.mlp, "attention": site.attention, "cross_attention": site.cross_attention}[
-        part
-    ]
+    part = mlp or attention
+    path = {"mlp": site.mlp, "attention": site.attention}.get(part, site.cross_attention)
     if path is None:
         raise CaptureError(f"{name!r}: layer {layer} of the {tower} tower has no {part} module")
-    whole = f"{tower}.layers.{layer}.{part}.output"
-    if part == "mlp":
+    whole = f"{tower}.layers.{layer}.{part}.{given or 'output'}"
+    if mlp or given == "added":
         return Place(whole, path, tower, layer)
     kind = attention_kind(type(model.get_submodule(path)))
     if kind not in ("interface", "function"):
         raise CaptureError(
             f"{name!r}: what {type(model.get_submodule(path)).__name__}'s heads give passes no function that can be "
-            "watched: take the layer's residual or mlp"
+            "watched: take .attention.added, or the layer's residual"
         )
     return Place(whole, path, tower, layer, kind=kind)

@@ -31,6 +31,7 @@ Floats = NDArray[np.float32]
 _RAMPS = ((0.7071, 0.2679), (0.2361, 0.7321), (0.618, 0.3333), (0.309, 0.5878))
 _FULL = 0.9  # of the largest gain; channels are divided by slightly different deviations
 _SEEN = 0.02
+_AGREE = 0.1  # of the range: elements on the edge between the halves are in between
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +92,8 @@ def trace_pixels(
 
     def run(shades: Sequence[Floats]) -> dict[str, Floats]:
         made = prepare(_pictures(shades))
+        if isinstance(made, Tensor):  # some image processors make one input, without its name
+            made = {name: made for name in names if _alike(made, inputs[name])}
         return {name: _array(name, made.get(name), inputs[name]) for name in names}
 
     blank = [np.zeros(size, np.float32) for size in sizes]
@@ -102,6 +105,7 @@ def trace_pixels(
         white = run(lit)
         gains.append({name: white[name] - black[name] for name in names})
     ramps = [run([_ramp(size, *shares) for size in sizes]) for shares in _RAMPS]
+    halves = run([_halves(size) for size in sizes])
     found: dict[str, Shown] = {}
     for name in names:
         strengths = np.abs(np.stack([gain[name].ravel() for gain in gains]))
@@ -110,7 +114,7 @@ def trace_pixels(
                 inputs[name].shape,
                 strengths,
                 np.sum([gain[name].ravel() for gain in gains], axis=0),
-                np.stack([(ramp[name] - black[name]).ravel() for ramp in ramps]),
+                np.stack([(made[name] - black[name]).ravel() for made in (halves, *ramps)]),
                 sizes,
             )
             coarse = _coarseness(np.stack([ramp[name] for ramp in ramps]))
@@ -149,8 +153,8 @@ def shown_by_itself(
         found[name] = Shown(
             tuple(inputs[name].shape),
             image.astype(np.int16),
-            (column + np.float32(0.5)) * pitch[0],
-            (row + np.float32(0.5)) * pitch[1],
+            ((column + 0.5) * pitch[0]).astype(np.float32),
+            ((row + 0.5) * pitch[1]).astype(np.float32),
             image,
             pitch,
         )
@@ -163,6 +167,12 @@ def shown_by_itself(
             "processor that made them: give Probe the processor"
         )
     return found
+
+
+def _halves(size: tuple[int, int]) -> Floats:
+    shade = np.zeros(size, np.float32)
+    shade[:, : size[1] // 2] = 1
+    return shade
 
 
 def _coarseness(values: Floats) -> float:
@@ -192,6 +202,8 @@ def _array(name: str, made: Any, wanted: Tensor) -> Floats:
     if made is None:
         return np.zeros(wanted.shape, np.float32)
     tensor = made if isinstance(made, Tensor) else torch.as_tensor(np.asarray(made))
+    if _alike(tensor, wanted):
+        tensor = tensor.reshape(wanted.shape)
     if tensor.shape != wanted.shape:
         raise LayoutError(
             f"the processor made {name!r} of shape {tuple(tensor.shape)} from pictures as large as those of the case, "
@@ -200,11 +212,16 @@ def _array(name: str, made: Any, wanted: Tensor) -> Floats:
     return tensor.detach().float().cpu().numpy()
 
 
+def _alike(made: Tensor, wanted: Tensor) -> bool:
+    """The same pictures, whether or not they are put into a batch."""
+    return made.numel() == wanted.numel() and made.shape[-3:] == wanted.shape[-3:]
+
+
 def _place(
     shape: torch.Size,
     strengths: Floats,
     gain: Floats,
-    ramps: Floats,
+    made: Floats,
     sizes: Sequence[tuple[int, int]],
 ) -> Shown:
     image = strengths.argmax(0).astype(np.int16)
@@ -213,15 +230,32 @@ def _place(
     full = strength > _FULL * strength.max()
     image[~seen] = -1
     tall, wide = (np.array([*side, 0], np.float32)[image] for side in zip(*sizes, strict=True))
-    shares = ramps / np.where(seen, gain, np.inf)
-    x, y = np.linalg.pinv(np.array(_RAMPS)).astype(np.float32) @ shares * np.stack([wide, tall])
+    halves, *shares = made / np.where(seen, gain, np.inf)
+    places = np.linalg.pinv(np.array(_RAMPS)).astype(np.float32) @ np.stack(shares)
+    _check_linear(halves[full], places[0][full])
+    x, y = places * np.stack([wide, tall])
     for rows in (-2, -3) if len(shape) >= 4 else ():
         frames = _frames(shape, rows)
         if (fitted := _fitted(frames, image, x, y, full)) is not None:
             return Shown(tuple(shape), *fitted)
-    lead = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
+    lead = shape[0] if len(shape) == 3 else 1  # [tiles, patches, values]; else patches in one row
     frame = np.repeat(np.arange(lead, dtype=np.int32), len(image) // lead)
     return Shown(tuple(shape), image, x, y, frame, np.zeros((2, len(image)), np.float32))
+
+
+def _check_linear(halves: Floats, x: Floats) -> None:
+    """A picture with a white left half is white where the ramps say that the left half is.
+
+    Raises:
+        LayoutError: If it is not.
+    """
+    off = float(np.abs(halves - (x < 0.5)).mean())
+    if off > _AGREE:
+        raise LayoutError(
+            f"the processor does not treat pixels alike: a picture half white and half black comes out {off:.0%} off, on "
+            "average, from what white and black ones become. One that standardises each picture by its own mean cannot "
+            "be followed; give Probe an adapter whose layout says where tokens lie"
+        )
 
 
 def _frames(shape: torch.Size, rows: int) -> NDArray[np.int64]:

@@ -39,25 +39,27 @@ class Pair:
         place: What the text says where a picture goes.
         token: The token at which a picture's features enter the sequence; None if they do not.
         names: What the tokenizer calls some tokens.
-        first: Whether the tokenizer writes ``<s>`` before every text.
+        first: What the tokenizer writes before every text.
         parts: Further parts of the processor, by name.
         template: Chat template, with ``PLACE``; None if the family has none.
         prompt: The whole text where there is no template, with ``{place}`` and ``{question}``.
         start: The token with which an encoder–decoder's answer starts.
+        soften: Factors on the spread of weights, by a part of their names, where random ones would mix all with all.
         defaults: The processor's attributes that hold what its calls default to, where they are no settings.
     """
 
     config: Mapping[str, Any]
     processor: Made
-    image: Made | None
+    image: Made
     place: str = "<image>"
     token: str | None = "<image>"
     names: Mapping[str, str] = field(default_factory=dict)
-    first: bool = False
+    first: str = ""
     parts: Mapping[str, Made] = field(default_factory=dict)
     template: str | None = CHAT
     prompt: str = "{place}{question}"
     start: str | None = None
+    soften: Mapping[str, float] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from zoo import pairs_apart, pairs_grid, pairs_square, pairs_tiles, shim
+from zoo import pairs_apart, pairs_grid, pairs_kin, pairs_square, pairs_tiles, shim
 from zoo.pair import VOCAB, Pair
 from zoo.processors import processor
 from zoo.tokens import ID, SPECIAL
@@ -22,6 +22,7 @@ PAIRS: Mapping[str, Pair] = {
     **pairs_tiles.PAIRS,
     **pairs_grid.PAIRS,
     **pairs_apart.PAIRS,
+    **pairs_kin.PAIRS,
 }
 """Every family, by its ``model_type``."""
 
@@ -90,7 +91,7 @@ def _model(pair: Pair, vocabulary: int, attention: str | None, seed: int) -> Any
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention)
-        _sharpen(model)
+        _sharpen(model, pair.soften)
     # A random model would as soon write an image's place as a word.
     for part in model.modules():
         if getattr(part, "generation_config", None) is not None:
@@ -106,7 +107,7 @@ def _filled(config: Mapping[str, Any], vocabulary: int) -> dict[str, Any]:
     return {name: vocabulary if value == VOCAB else value for name, value in filled.items()}
 
 
-def _sharpen(model: Any) -> None:
+def _sharpen(model: Any, soften: Mapping[str, float]) -> None:
     """Weights under which attention is not flat and no gate is shut: wrong code shows."""
     import torch
 
@@ -116,6 +117,10 @@ def _sharpen(model: Any) -> None:
                 looks = any(part in name for part in ("q_proj", "k_proj", "query", "key", "qkv"))
                 table = "embed" in name and parameter.ndim == 2
                 spread = 0.5 if table else (1.5 if looks else 1.0) / parameter[0].numel() ** 0.5
-                parameter.normal_(0.0, spread)
+                parameter.normal_(0.0, spread * _factor(name, soften))
             elif not parameter.any() and "norm" not in name:
                 parameter.fill_(0.5) if "gate" in name else parameter.normal_(0.0, 0.05)
+
+
+def _factor(name: str, soften: Mapping[str, float]) -> float:
+    return next((factor for part, factor in soften.items() if part in name), 1.0)

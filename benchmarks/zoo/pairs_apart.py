@@ -1,9 +1,9 @@
-"""Families whose picture takes no place in the text: it stands before it, or is attended across to."""
+"""Families whose features take no place in the text: they stand before it, are attended across to, or become words."""
 
 from __future__ import annotations
 
-from zoo.pair import VOCAB, Made, Pair, clip
-from zoo.tokens import ID
+from zoo.pair import VOCAB, Made, Pair, clip, decoder
+from zoo.tokens import CODES, ID
 
 __all__ = ["PAIRS"]
 
@@ -19,7 +19,7 @@ PAIRS = {
         },
         processor=Made("GitProcessor"),
         image=Made("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
-        token=None, first=True, template=None, prompt="{question}",
+        token=None, first="<s>", template=None, prompt="{question}",
     ),
     "blip": Pair(
         config={
@@ -34,7 +34,7 @@ PAIRS = {
         },
         processor=Made("BlipProcessor"),
         image=Made("BlipImageProcessor", {"size": SQUARE}),
-        token=None, first=True, template=None, prompt="{question}",
+        token=None, first="<s>", template=None, prompt="{question}",
     ),
     "idefics": Pair(  # gated cross-attention before every second layer, to a resampler's latents
         config={
@@ -85,5 +85,60 @@ PAIRS = {
         processor=Made("Pix2StructProcessor"),
         image=Made("Pix2StructImageProcessor", {"patch_size": {"height": 8, "width": 8}, "max_patches": 64}),
         defaults={"images_kwargs": {"max_patches": 64}}, token=None, template=None, prompt="{question}",
+    ),
+    "kosmos-2.5": Pair(
+        config={
+            "model_type": "kosmos-2.5", "latent_query_num": 16,
+            "vision_config": {
+                "model_type": "kosmos_2_5_vision_model", "hidden_size": 64, "patch_embed_hidden_size": 192,
+                "intermediate_size": 128, "head_dim": 16, "num_hidden_layers": 3, "num_attention_heads": 4,
+                "max_num_patches": 64,
+            },
+            "text_config": {
+                "model_type": "kosmos_2_5_text_model", "vocab_size": VOCAB, "embed_dim": 64, "layers": 3,
+                "ffn_dim": 128, "attention_heads": 4, "max_position_embeddings": 512, "pad_token_id": ID["<pad>"],
+                "bos_token_id": ID["<s>"], "eos_token_id": ID["</s>"],
+            },
+        },
+        processor=Made("Kosmos2_5Processor", {"num_image_tokens": 16}),
+        image=Made("Kosmos2_5ImageProcessor", {"patch_size": {"height": 8, "width": 8}, "max_patches": 64}),
+        defaults={"images_kwargs": {"max_patches": 64, "return_tensors": "pt"}},
+        token=None, template=None, prompt="{question}",
+        names={"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image>"},
+    ),
+    "chameleon": Pair(  # a picture's tokens are words of the vocabulary: 64 pixels are 8 × 8 codes
+        config={
+            **decoder("chameleon", num_key_value_heads=4), "vocabulary_map": dict(ID),
+            "vq_config": {
+                "model_type": "chameleon_vqgan", "embed_dim": 32, "num_embeddings": CODES, "latent_channels": 32,
+                "resolution": 64, "base_channels": 32, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1,
+            },
+        },
+        processor=Made("ChameleonProcessor", {"image_seq_length": 64}),
+        image=Made("ChameleonImageProcessor", {
+            "size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64},
+        }),
+        names={
+            "image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+            "sep_token": "</s>",
+        },
+        template=None,
+    ),
+    "emu3": Pair(  # codes in the picture's own shape, one more after each row
+        config={
+            "model_type": "emu3", "vocabulary_map": dict(ID),
+            "vq_config": {
+                "model_type": "emu3_vqgan", "codebook_size": CODES, "embed_dim": 4, "latent_channels": 4,
+                "base_channels": 32, "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "hidden_size": 32,
+                "attn_resolutions": [3],
+            },
+            "text_config": decoder("emu3_text_model"),
+        },
+        processor=Made("Emu3Processor"),
+        image=Made("Emu3ImageProcessor", {"min_pixels": 64 * 64, "max_pixels": 96 * 96}),
+        names={
+            "image_token": "<image>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
+            "image_wrapper_token": "<|image_start|>", "eof_token": "<|image_end|>",
+        },
     ),
 }  # fmt: skip

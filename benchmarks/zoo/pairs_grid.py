@@ -98,7 +98,7 @@ PAIRS = {
         },
         processor=Made("PixtralProcessor", {"patch_size": 8, "spatial_merge_size": 2}),
         image=Made("PixtralImageProcessor", {"size": {"longest_edge": 128}, "patch_size": 16}),
-        place="[IMG]", token="[IMG]", first=True,
+        place="[IMG]", token="[IMG]", first="<s>",
     ),
     "glm4v": glm("glm4v", "Glm4v", "glm4v_vision", "glm4v_text"),
     "glm46v": glm("glm46v", "Glm46V", "glm4v_vision", "glm4v_text"),
@@ -200,7 +200,7 @@ PAIRS = {
         image=Made("Idefics2ImageProcessor", {
             "size": {"shortest_edge": 56, "longest_edge": 112}, "do_image_splitting": False,
         }),
-        names={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}, first=True,
+        names={"image_token": "<image>", "image_boundary_token": "<fake_token_around_image>"}, first="<s>",
     ),
     "gemma4": Pair(  # cells of 3 × 3 patches are averaged; as many as fit the picture's shape
         config={
@@ -228,5 +228,118 @@ PAIRS = {
             "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
             "audio_token": "<audio>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>",
         },
+    ),
+    "qwen3_5_moe": qwen(
+        "qwen3_5_moe", "Qwen3VLProcessor",
+        {
+            "depth": 3, "hidden_size": 64, "out_hidden_size": 64, "intermediate_size": 128, "num_heads": 4,
+            "patch_size": 8, "spatial_merge_size": 2, "temporal_patch_size": 2, "num_position_embeddings": 64,
+        },
+        decoder(
+            "qwen3_5_moe_text", rope_parameters={**MROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
+            layer_types=["linear_attention", "full_attention", "linear_attention"], linear_key_head_dim=16,
+            linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4, num_experts=4,
+            num_experts_per_tok=2, moe_intermediate_size=64, shared_expert_intermediate_size=64,
+        ), "Qwen3VLVideoProcessor",
+    ),
+    "hyperclovax_vision_v2": qwen(
+        "hyperclovax_vision_v2", "HyperCLOVAXVisionV2Processor",
+        {
+            "model_type": "qwen2_5_vl_vision", "depth": 3, "hidden_size": 64, "out_hidden_size": 64,
+            "intermediate_size": 128, "num_heads": 4, "patch_size": 8, "spatial_merge_size": 2,
+            "temporal_patch_size": 2, "window_size": 32, "fullatt_block_indexes": [1],
+        },
+        decoder("hyperclovax"), "Qwen2VLVideoProcessor",
+    ),
+    "kimi_k25": Pair(  # latent attention: keys of 16 + 8, values of 16
+        config={
+            "model_type": "kimi_k25", **QWEN_IDS, "projection_hidden_size": 64,
+            "vision_config": {
+                "model_type": "kimi_k25_vision", "patch_size": 8, "pos_emb_height": 8, "pos_emb_width": 8,
+                "num_attention_heads": 4, "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128,
+            },
+            "text_config": decoder(
+                "deepseek_v3", num_key_value_heads=4, q_lora_rank=32, kv_lora_rank=16, qk_rope_head_dim=8,
+                qk_nope_head_dim=16, v_head_dim=16, head_dim=8, n_routed_experts=4, n_group=1, topk_group=1,
+                num_experts_per_tok=2, moe_intermediate_size=64, n_shared_experts=1, first_k_dense_replace=1,
+            ),
+        },
+        processor=Made("Kimi_K25Processor"),
+        image=Made("Kimi_K25ImageProcessor", {
+            "patch_size": 8, "merge_size": 2, "max_patches": 240, "size": {"max_height": 512, "max_width": 512},
+        }),
+        parts={"video_processor": Made("Kimi_K25VideoProcessor", {"patch_size": 8, "merge_size": 2})},
+        place="<|vision_start|><|image_pad|><|vision_end|>", token="<|image_pad|>",
+        names={"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"},
+    ),
+    "ernie4_5_vl_moe": Pair(  # experts of their own for images and for text
+        config={
+            "model_type": "ernie4_5_vl_moe", "image_token_id": ID["<|image_pad|>"],
+            "video_token_id": ID["<|video_pad|>"], "image_start_token_id": ID["<|image_start|>"],
+            "image_end_token_id": ID["<|image_end|>"], "video_start_token_id": ID["<|begin_of_video|>"],
+            "video_end_token_id": ID["<|end_of_video|>"],
+            "vision_config": {
+                "model_type": "ernie4_5_vl_moe_vision", "depth": 3, "hidden_size": 64, "num_heads": 4,
+                "patch_size": 8, "spatial_merge_size": 2, "temporal_merge_size": 2, "intermediate_size": 128,
+            },
+            "text_config": decoder(
+                "ernie4_5_vl_moe_text", moe_intermediate_size=[64, 32], moe_k=2, moe_num_experts=4,
+                moe_num_shared_experts=1, mlp_layer_types=["dense", "sparse", "sparse"],
+                rope_parameters={**MROPE, "mrope_section": [3, 3, 2]},
+            ),
+        },
+        processor=Made("Ernie4_5_VLMoeProcessor"),
+        image=Made("Ernie4_5_VLMoeImageProcessor", {"patch_size": 8, "merge_size": 2, "size": PIXELS}),
+        parts={"video_processor": Made("Ernie4_5_VLMoeVideoProcessor", {"patch_size": 8, "merge_size": 2})},
+        place="<|image_start|><|image_pad|><|image_end|>", token="<|image_pad|>",
+        names={
+            "image_token": "<|image_pad|>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>",
+            "video_token": "<|video_pad|>", "video_start_token": "<|begin_of_video|>",
+            "video_end_token": "<|end_of_video|>",
+        },
+    ),
+    "hunyuan_vl": Pair(  # a newline's feature after each row, two more around all
+        config={
+            "model_type": "hunyuan_vl", "image_token_id": ID["<|image_pad|>"], "im_start_id": ID["<|image_start|>"],
+            "im_end_id": ID["<|image_end|>"], "im_newline_id": ID["<|IMG_LINE_BREAK|>"],
+            "vision_config": {
+                "model_type": "hunyuan_vl_vision", "hidden_size": 64, "intermediate_size": 128,
+                "num_attention_heads": 4, "num_hidden_layers": 3, "out_hidden_size": 64, "patch_size": 8,
+                "max_image_size": 256, "min_image_size": 64, "text_hidden_size": 64, "img_max_token_num": 64,
+                "max_vit_seq_len": 1024,
+            },
+            "text_config": decoder("hunyuan_vl_text", rope_parameters={**MROPE, "mrope_section": [2, 2, 2, 2]}),
+        },
+        processor=Made("HunYuanVLProcessor"),
+        image=Made("HunYuanVLImageProcessor", {"patch_size": 8, "merge_size": 2, "size": PIXELS}),
+        place="<|image_start|><|image_pad|><|image_end|>", token="<|image_pad|>",
+        names={
+            "image_token": "<|image_pad|>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>",
+        },
+    ),
+    "muse_glimmer": Pair(
+        config={
+            "model_type": "muse_glimmer", "image_token_id": ID["<|patch|>"], "video_token_id": ID["<|video|>"],
+            "out_hidden_size": 256, "projector_hidden_size": 64,
+            "vision_config": {
+                "model_type": "muse_glimmer_vision", "patch_size": 8, "pos_emb_height": 8, "pos_emb_width": 8,
+                "num_attention_heads": 4, "num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 128,
+                "max_position_embeddings": 64,
+            },
+            "text_config": decoder("muse_glimmer_text", sliding_window=64),
+        },
+        processor=Made("MuseGlimmerProcessor"),
+        image=Made("MuseGlimmerImageProcessor", {"patch_size": 8, "merge_size": 2, "max_image_tokens": 64}),
+        parts={"video_processor": Made("MuseGlimmerVideoProcessor", {"patch_size": 8, "merge_size": 2})},
+        place="<|patch|>", token="<|patch|>", names={"image_token": "<|patch|>"},
+    ),
+    "fuyu": Pair(  # no encoder: patches of 30 pixels go straight in, a newline after each row
+        config={
+            "model_type": "fuyu", "patch_size": 30, "image_token_id": ID["|SPEAKER|"],
+            "text_config": decoder("persimmon", qk_layernorm=True, num_key_value_heads=4),
+        },
+        processor=Made("FuyuProcessor"),
+        image=Made("FuyuImageProcessor", {"size": {"height": 150, "width": 240}}),
+        token="|SPEAKER|", first="▁", template=None, prompt="{question}\n",
     ),
 }  # fmt: skip

@@ -34,7 +34,7 @@ PAIRS = {
             "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
         }),
         image=Made("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
-        names=IMAGE, first=True,
+        names=IMAGE, first="<s>",
     ),
     "paligemma": Pair(
         config={
@@ -54,7 +54,7 @@ PAIRS = {
         },
         processor=Made("Gemma3Processor", {"image_seq_length": 16}),
         image=Made("Gemma3ImageProcessor", {"size": {"height": 64, "width": 64}}),
-        place="<start_of_image>", token="<image_soft_token>", first=True,
+        place="<start_of_image>", token="<image_soft_token>", first="<s>",
         names={
             "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
         },
@@ -67,7 +67,7 @@ PAIRS = {
         },
         processor=Made("Blip2Processor", {"num_query_tokens": 8}),
         image=Made("BlipImageProcessor", {"size": SQUARE}),
-        names={}, template=None, first=True, prompt="question : {question} answer :",
+        names={}, template=None, first="<s>", prompt="question : {question} answer :",
     ),
     "instructblip": Pair(
         config={
@@ -77,9 +77,9 @@ PAIRS = {
         },
         processor=Made("InstructBlipProcessor", {"num_query_tokens": 8}),
         image=Made("BlipImageProcessor", {"size": SQUARE}),
-        parts={"qformer_tokenizer": Made("tokenizer")}, template=None, first=True, prompt="{question}",
+        parts={"qformer_tokenizer": Made("tokenizer")}, template=None, first="<s>", prompt="{question}",
     ),
-    "florence2": Pair(  # four stages of window and channel attention, each halving the grid: 96 -> 24 -> 12 -> 6 -> 3
+    "florence2": Pair(  # windows and channels attend by turns on 48, 24, 12, 6 a side; the mean stands first
         config={
             "model_type": "florence2", "image_token_id": ID["<image>"],
             "vision_config": {
@@ -100,6 +100,7 @@ PAIRS = {
             "size": {"height": 192, "width": 192}, "do_center_crop": False, "image_seq_length": 37,
         }),
         names=IMAGE, template=None, prompt="{question}", start="</s>",
+        soften={"channel_attn": 0.2, "conv1": 0.3, "conv2": 0.3, "window_attn.proj": 0.5},
     ),
     "vipllava": Pair(  # five layers' features side by side
         config={
@@ -110,7 +111,7 @@ PAIRS = {
             "patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1,
         }),
         image=Made("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": SQUARE}),
-        names=IMAGE, first=True,
+        names=IMAGE, first="<s>",
     ),
     "video_llava": Pair(  # keeps the class token
         config={
@@ -125,7 +126,7 @@ PAIRS = {
         parts={"video_processor": Made("VideoLlavaVideoProcessor", {
             "size": {"shortest_edge": 56}, "crop_size": SQUARE,
         })},
-        names={"image_token": "<image>", "video_token": "<video>"}, first=True,
+        names={"image_token": "<image>", "video_token": "<video>"}, first="<s>",
     ),
     "got_ocr2": Pair(  # windows with relative positions, then two convolutions that halve the grid: 16 -> 4
         config={
@@ -200,9 +201,39 @@ PAIRS = {
         },
         processor=Made("Gemma3Processor", {"image_seq_length": 16}),
         image=Made("Gemma3ImageProcessor", {"size": {"height": 64, "width": 64}}),
-        place="<start_of_image>", token="<image_soft_token>", first=True, start="<s>",
+        place="<start_of_image>", token="<image_soft_token>", first="<s>", start="<s>",
         names={
             "image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>",
         },
+    ),
+    "pp_chart2table": Pair(
+        config={
+            "model_type": "pp_chart2table", "image_token_index": ID["<imgpad>"], "image_seq_length": 16,
+            "vision_config": {
+                "model_type": "pp_chart2table_vision", "hidden_size": 64, "output_channels": 16,
+                "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 128, "patch_size": 8,
+                "window_size": 6, "global_attn_indexes": [1], "mlp_dim": 128,
+            },
+            "text_config": decoder("qwen2"),
+        },
+        processor=Made("PPChart2TableProcessor"),
+        image=Made("PPChart2TableImageProcessor", {"size": {"height": 128, "width": 128}}),
+        place="<img>" + 16 * "<imgpad>" + "</img>", token="<imgpad>",  # the template counts, not the processor
+    ),
+    "fast_vlm": Pair(  # convolutions that halve the grid five times, attention in the last stage only
+        config={
+            "model_type": "fast_vlm", "image_token_index": ID["<image>"], "image_seq_length": 16,
+            "vision_config": {
+                "model_type": "timm_wrapper", "architecture": "fastvit_mci0", "do_pooling": True,
+                "global_pool": "avg", "hidden_size": 256,
+                "model_args": {"layers": [1, 1, 1, 1], "embed_dims": [16, 32, 64, 128]},
+            },
+            "text_config": decoder("qwen2"),
+        },
+        processor=Made("LlavaProcessor", {"patch_size": 32, "vision_feature_select_strategy": "full"}),
+        image=Made("CLIPImageProcessor", {
+            "size": {"shortest_edge": 128}, "crop_size": {"height": 128, "width": 128},
+        }),
+        names=IMAGE,
     ),
 }  # fmt: skip

@@ -26,7 +26,7 @@ PAIRS = {
         image=Made("LlavaNextImageProcessor", {
             "size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}, "image_grid_pinpoints": PINPOINTS,
         }),
-        names=IMAGE, first=True,
+        names=IMAGE, first="<s>",
     ),
     "llava_onevision": Pair(
         config={
@@ -45,7 +45,9 @@ PAIRS = {
         config={
             "model_type": "internvl", "image_token_id": ID["<IMG_CONTEXT>"], "downsample_ratio": 0.5,
             "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
-            "vision_config": clip("internvl_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5),
+            "vision_config": clip(
+                "internvl_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5,
+            ),
             "text_config": decoder("qwen2"),
         },
         processor=Made("InternVLProcessor", {"image_seq_length": 16}),
@@ -64,7 +66,7 @@ PAIRS = {
         },
         processor=Made("Idefics3Processor", {"image_seq_len": 16}),
         image=Made("Idefics3ImageProcessor", {"size": {"longest_edge": 192}, "max_image_size": {"longest_edge": 64}}),
-        first=True,
+        first="<s>",
     ),
     "smolvlm": Pair(
         config={
@@ -113,7 +115,8 @@ PAIRS = {
             "model_type": "llama4", "image_token_index": ID["<|patch|>"],
             "boi_token_index": ID["<|image_start|>"], "eoi_token_index": ID["<|image_end|>"],
             "vision_config": clip(
-                "llama4_vision_model", image_size=64, intermediate_size=256, vision_output_dim=64, projector_input_dim=64,
+                "llama4_vision_model", image_size=64, intermediate_size=256, vision_output_dim=64,
+                projector_input_dim=64,
                 projector_output_dim=64, pixel_shuffle_ratio=0.5,
             ),
             "text_config": decoder(
@@ -179,7 +182,7 @@ PAIRS = {
         parts={"video_processor": Made("LlavaNextVideoVideoProcessor", {
             "size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56},
         })},
-        names={"image_token": "<image>", "video_token": "<video>"}, first=True,
+        names={"image_token": "<image>", "video_token": "<video>"}, first="<s>",
     ),
     "granite4_vision": Pair(  # Q-Formers over windows of 4 × 4 patches, two for each; features enter inner layers
         config={
@@ -244,5 +247,130 @@ PAIRS = {
             "split_resolutions": [[490, 490], [490, 980], [980, 490], [980, 980]],
         }),
         defaults={"images_kwargs": {"max_image_size": 490, "split_image": True}}, names=IMAGE,
+    ),
+    "granite_docling": Pair(  # 8 × 8 patches a tile, shuffled to 4 × 4
+        config={
+            "model_type": "granite_docling", "image_token_id": ID["<image>"], "pad_token_id": ID["<pad>"],
+            "vision_config": clip(
+                "granite_docling_vision", image_size=64, out_hidden_size=64, scale_factor=2,
+                deepstack_visual_indexes=[1, 2],
+            ),
+            "text_config": decoder(
+                "granite_docling_text", attention_multiplier=0.25, residual_multiplier=1.0, embedding_multiplier=1.0,
+            ),
+        },
+        processor=Made("GraniteDoclingProcessor", {"image_seq_len": 16}),
+        image=Made("GraniteDoclingImageProcessor", {"size": TILE, "max_patches": 6}),
+        names=IMAGE,
+    ),
+    "minicpmv4_6": Pair(  # patches merged twice 2 × 2: once inside the encoder, once behind it
+        config={
+            "model_type": "minicpmv4_6", "image_token_id": ID["<image>"], "video_token_id": ID["<video>"],
+            "insert_layer_id": 1, "image_size": 128,
+            "vision_config": clip("minicpmv4_6_vision", image_size=128, insert_layer_id=1),
+            "text_config": decoder(
+                "qwen3_5_text", layer_types=["linear_attention", "full_attention", "linear_attention"],
+                linear_key_head_dim=16, linear_value_head_dim=16, linear_num_key_heads=2, linear_num_value_heads=4,
+            ),
+        },
+        processor=Made("MiniCPMV4_6Processor"),
+        image=Made("MiniCPMV4_6ImageProcessor", {"patch_size": 8, "scale_resolution": 128, "max_slice_nums": 4}),
+        parts={"video_processor": Made("MiniCPMV4_6VideoProcessor", {"patch_size": 8, "scale_resolution": 128})},
+        names={
+            "image_token": "<image>", "video_token": "<video>", "image_start_token": "<img>",
+            "image_end_token": "</img>", "slice_start_token": "<slice>", "slice_end_token": "</slice>",
+            "image_id_start_token": "<image_id>", "image_id_end_token": "</image_id>",
+        },
+    ),
+    "molmo2": Pair(  # overlapping crops; a learned query pools 2 × 2 patches; a token after each row
+        config={
+            "model_type": "molmo2", "image_start_token_id": ID["<im_start>"],
+            "low_res_image_start_token_id": ID["<low_res_im_start>"], "image_end_token_id": ID["<im_end>"],
+            "image_patch_id": ID["<im_patch>"], "frame_start_token_id": ID["<frame_start>"],
+            "frame_end_token_id": ID["<frame_end>"],
+            "vision_config": {
+                "model_type": "molmo2_vision", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 4,
+                "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "image_size": [64, 64],
+                "patch_size": 8, "num_position_embeddings": 64,
+            },
+            "adapter_config": {
+                "model_type": "molmo2_adapter", "vision_feature_layer": [-1, -3], "hidden_size": 64,
+                "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 16, "intermediate_size": 128,
+                "text_hidden_size": 64,
+            },
+            "text_config": decoder("molmo2_text", additional_vocab_size=8),
+        },
+        processor=Made("Molmo2Processor"),
+        image=Made("Molmo2ImageProcessor", {
+            "size": TILE, "max_crops": 4, "overlap_margins": [1, 1], "patch_size": 8, "pooling_size": [2, 2],
+        }),
+        parts={"video_processor": Made("Molmo2VideoProcessor", {"size": TILE, "patch_size": 8})},
+        place="<|image|>", token="<im_patch>", names={"image_token": "<|image|>", "video_token": "<|video|>"},
+    ),
+    "perception_lm": Pair(  # 8 × 8 patches a tile, averaged to 4 × 4; a class token left out
+        config={
+            "model_type": "perception_lm", "image_token_id": ID["<image>"], "video_token_id": ID["<video>"],
+            "vision_use_cls_token": True, "projector_pooling_ratio": 2,
+            "vision_config": {
+                "model_type": "timm_wrapper", "architecture": "vit_pe_core_large_patch14_336", "do_pooling": True,
+                "num_classes": 64, "num_features": 64, "global_pool": "map",
+                "model_args": {
+                    "embed_dim": 64, "img_size": [64, 64], "patch_size": 8, "depth": 3, "num_heads": 4,
+                    "global_pool": "", "use_post_transformer_norm": False, "init_values": 0.1,
+                    "ref_feat_shape": [8, 8],
+                },
+            },
+            "text_config": decoder(),
+        },
+        processor=Made("PerceptionLMProcessor", {"patch_size": 8, "pooling_ratio": 2}),
+        image=Made("PerceptionLMImageProcessor", {"tile_size": 64, "max_num_tiles": 6}),
+        parts={"video_processor": Made("PerceptionLMVideoProcessor", {"size": TILE})},
+        names={"image_token": "<image>", "video_token": "<video>"},
+    ),
+    "unlimited_ocr": Pair(  # two encoders in a row; a newline's feature after each row of the whole, not of a tile
+        config={
+            "model_type": "unlimited_ocr", "image_token_id": ID["<image>"],
+            "vision_config": {
+                "model_type": "unlimited_ocr_vision",
+                "sam_config": {
+                    "model_type": "unlimited_ocr_sam_vision_model", "hidden_size": 64, "output_channels": 16,
+                    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 128, "patch_size": 8,
+                    "window_size": 6, "global_attn_indexes": [1], "mlp_dim": 128, "downsample_channels": [32, 64],
+                },
+                "encoder_config": {
+                    "model_type": "unlimited_ocr_vision_encoder", "hidden_size": 64, "intermediate_size": 128,
+                    "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 128, "patch_size": 32,
+                },
+            },
+            "text_config": decoder(
+                "unlimited_ocr_text", n_routed_experts=4, n_shared_experts=1, num_experts_per_tok=2,
+                moe_intermediate_size=64, num_key_value_heads=4, sliding_window=64,
+            ),
+        },
+        processor=Made("UnlimitedOcrProcessor", {"patch_size": 8, "downsample_ratio": 4}),
+        image=Made("UnlimitedOcrImageProcessor", {
+            "size": {"height": 128, "width": 128}, "tile_size": 64, "max_patches": 6,
+        }),
+        names=IMAGE,
+    ),
+    "step3p7": Pair(  # a large thumbnail, and windows of it at twice the size
+        config={
+            "model_type": "step3p7", "image_token_id": ID["<im_patch>"],
+            "vision_config": {
+                "model_type": "step3p5_vision", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+                "num_attention_heads": 4, "image_size": 128, "patch_size": 8, "mlp_ratio": 2.0,
+                "layer_scale_init_value": 0.5, "max_position_embeddings": 256,
+            },
+            "text_config": decoder(
+                "step3p5", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, share_expert_dim=64,
+                sliding_window=64, mlp_layer_types=["dense", "sparse", "sparse"],
+                layer_types=["full_attention", "sliding_attention", "full_attention"],
+            ),
+        },
+        processor=Made("Step3p7Processor"),
+        image=Made("Step3p7ImageProcessor", {
+            "size": {"height": 128, "width": 128}, "patch_size": 96, "max_image_size": 512, "vision_patch_size": 8,
+        }),
+        place="<im_patch>", token="<im_patch>",
     ),
 }  # fmt: skip

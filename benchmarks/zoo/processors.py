@@ -29,8 +29,7 @@ def processor(pair: Pair, *, backend: str | None = None) -> Any:
         name: tokenizer() if made.kind == "tokenizer" else build(made)
         for name, made in pair.parts.items()
     }
-    if pair.image is not None:
-        parts["image_processor"] = build(_backed(pair.image, backend))
+    parts["image_processor"] = build(_backed(pair.image, backend))
     if pair.template is not None:
         parts["chat_template"] = pair.template.replace("PLACE", pair.place)
     kind = getattr(transformers, pair.processor.kind)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ID", "MARKS", "SPECIAL", "VOCABULARY", "WORDS", "tokenizer"]
+__all__ = ["CODES", "ID", "MARKS", "SPECIAL", "VOCABULARY", "WORDS", "tokenizer"]
 
-MARKS = (*"0123456789", *".,:;?!-'\"()[]/<>_", "\n")
+MARKS = (*"0123456789", *".,:;?!-'\"()[]/<>_*▁", "\n")
 
 PLAIN = """
     a an and are as at be below block above beside between black blue bottom box bright brown by can circle color
@@ -30,6 +30,9 @@ TILES = (
     *(f"TILE_{i}" for i in range(1, 10)),
 )
 
+CODES = 32
+"""Pictures as words: how many there are."""
+
 SPECIAL = (
     "<pad>", "<s>", "</s>", "<unk>", "<mask>",
     # Where an image goes, and around it.
@@ -41,6 +44,13 @@ SPECIAL = (
     "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|python_tag|>",
     "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
     "<imgpad>", "<|im_start|>", "<|im_end|>", "<start_of_audio>", "<end_of_audio>",
+    "<im_patch>", "<im_col>", "<im_low>", "<im_start>", "<im_end>", "<low_res_im_start>", "<frame_start>",
+    "<frame_end>", "<patch_start>", "<patch_end>", "<patch_newline>", "<slice>", "</slice>", "<image_id>",
+    "</image_id>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>", "<|VISION_START|>", "<|VISION_END|>",
+    "]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[", "|SPEAKER|", "|NEWLINE|",
+    "<0x00>", "<0x01>", "<0x02>", "<0x03>", "<0x04>", "<|extra_200|>",
+    *(f"<|visual token {code:06}|>" for code in range(CODES)),  # Emu 3's, and Chameleon's, in digits of A to J
+    *("IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in f"{code:02}") + "Z" for code in range(CODES)),
     *TILES,
 )  # fmt: skip
 
@@ -49,12 +59,16 @@ ID: Mapping[str, int] = {token: index for index, token in enumerate(VOCABULARY)}
 """Number of each token."""
 
 
-def tokenizer(names: Mapping[str, str] | None = None, *, first: bool = False) -> Any:
+def tokenizer(names: Mapping[str, str] | None = None, *, first: str = "") -> Any:
     """A fast tokenizer of :data:`VOCABULARY`.
 
     Args:
         names: What a family's processor expects its tokenizer to call some tokens: ``{"image_token": "<image>"}``.
-        first: Whether it writes ``<s>`` before every text, as Llama's does.
+        first: What it writes before every text: ``<s>``, where special tokens are wanted, as Llama's does; ``▁``
+            always, as SentencePiece's do.
+
+    Raises:
+        ValueError: If ``first`` is anything else.
     """
     from tokenizers import (
         AddedToken,
@@ -62,6 +76,7 @@ def tokenizer(names: Mapping[str, str] | None = None, *, first: bool = False) ->
         Tokenizer,
         decoders,
         models,
+        normalizers,
         pre_tokenizers,
         processors,
     )
@@ -76,11 +91,21 @@ def tokenizer(names: Mapping[str, str] | None = None, *, first: bool = False) ->
         ]
     )
     backend.decoder = decoders.Sequence([decoders.Replace(Regex(r"^(?=[A-Za-z])"), " ")])
-    if first:
+    if first not in ("", "<s>", "▁"):
+        raise ValueError(
+            f"a tokenizer that writes {first!r} before every text: known are '', '<s>' and '▁'"
+        )
+    if first == "▁":
+        # Special tokens are normalised, too, and must stay as they are: only what is longer begins with a mark.
+        longer = Regex(rf"\A(?=[\s\S]{{{max(map(len, SPECIAL)) + 1}}})")
+        backend.normalizer = normalizers.Replace(longer, "▁")
+    if first == "<s>":
         backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", ID["<s>"])]
         )
-    backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=first == "▁") for token in SPECIAL]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>", bos_token="<s>", eos_token="</s>",
         mask_token="<mask>", extra_special_tokens=dict(names or {}),
