@@ -55,7 +55,7 @@ def rank_gaussian_filter(map: Float[Tensor, "R C"], size: int = 3) -> Float[Tens
 def remove_interference(
     current: Float[Tensor, " P"],
     context_maps: Float[Tensor, "K P"],
-    context_weights: Float[Tensor, " K"],
+    context_weights: Float[Tensor, " W"],
 ) -> Float[Tensor, " P"]:
     """A token's map without what earlier tokens left there (the method's estimated causal inference).
 
@@ -64,7 +64,7 @@ def remove_interference(
     Args:
         current: Of the token.
         context_maps: Of earlier tokens.
-        context_weights: How strongly the token is activated on each of these; not negative.
+        context_weights: One a map, W = K: how strongly the token is activated on it; not negative.
 
     Raises:
         RecipeError: If there is another number of maps than of weights.

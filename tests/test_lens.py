@@ -127,7 +127,7 @@ def test_direct_attribution_adds_up(case: lp.Case) -> None:
     scale = (states[-1][row].pow(2).mean() + 1e-6).sqrt()
     model = case.probe.model
     unit = model.lm_head.weight[case.answer_ids[1]] - model.lm_head.weight[case.token_id("left")]
-    unit = unit * model.model.language_model.norm.weight / scale
+    unit = (unit * model.model.language_model.norm.weight / scale).detach()
     for layer, (before, after) in enumerate(pairwise(states)):
         expected = float((after[row] - before[row]) @ unit)
         assert float(found.layers[layer]) == pytest.approx(expected, abs=1e-4)
@@ -139,7 +139,7 @@ def test_unknown_norm_is_said(case: lp.Case) -> None:
     adapter = replace(case.probe.adapter, norm=None)
     bare = lp.Probe(case.probe.model, case.probe.processor, adapter)
     asked = bare.case(tiny.picture(), "what is this", answer="a red circle")
-    with pytest.raises(CaptureError, match="the final norm of .* is not known"):
+    with pytest.raises(CaptureError, match=r"the final norm of .* is not known"):
         lens.evolution(asked)
     wrong = replace(case.probe.adapter, norm="model.language_model.layers.0.input_layernorm")
     with torch.no_grad():
