@@ -43,14 +43,16 @@ def measure(family: str) -> dict[str, Any]:
     import numpy as np
     import torch
     from PIL import Image
-    from test_hooks import unchanged
     from zoo import pairs
+
+    torch.set_num_threads(1)
+    model, processor = pairs.make(family)
+    # Only now may transformers be imported by others.
+    from test_hooks import unchanged
 
     import lvlm_probe as lp
     from lvlm_probe.recipes import lens, patching
 
-    torch.set_num_threads(1)
-    model, processor = pairs.make(family)
     probe = lp.Probe(model, processor)
     noise = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     prompt = pairs.prompt(family, processor, "what color is the block ?")
