@@ -107,7 +107,7 @@ class Asker:
         return {
             "runs": "whole model" if whole else "language model",
             "reused_positions": self.forward.reused,
-            "leaves_out_hidden_tokens": not whole and self.forward.shortens,
+            "leaves_out_hidden_tokens": self.forward.shortens,
             "batch": self.batch,
         }
 

@@ -71,6 +71,8 @@ class _Forward:
         self.language: Any = self.model.get_submodule(self.language_path)
         self.norm: nn.Module | None = None
         self.prefix: Any = None
+        self.reused = 0
+        self.shortens = False
 
     def _expanded_prefix(self, count: int) -> Any:
         cache = copy.deepcopy(self.prefix)
@@ -106,7 +108,6 @@ class _Forward:
             f"the norm before the head was not found in {type(self.language).__name__} (looked for "
             f"{', '.join(_NORMS)}), so no worth after a single layer can be read: leave out the layers"
         )
-
 
     def _feeds_head(self, name: str) -> bool:
         """Whether the head makes the model's logits of what this norm gives."""
@@ -152,7 +153,6 @@ class WholeForward(_Forward):
             self.norm = self._find_norm()
         plain = self.model(**case.inputs, use_cache=False).logits[:, -self.answer - 1 : -1].float()
         nothing = Changed.nothing(case)
-        self.reused = 0
         if first > 0:
             self.prefix = self._run_prefix()
             self.reused = first if self.prefix is not None else 0
@@ -173,7 +173,10 @@ class WholeForward(_Forward):
         if "logits_to_keep" in self._signature:
             inputs["logits_to_keep"] = self.answer + 1
         output = self.model(
-            **inputs, use_cache=bool(self.reused), output_hidden_states=self.layers, return_dict=True
+            **inputs,
+            use_cache=bool(self.reused),
+            output_hidden_states=self.layers,
+            return_dict=True,
         )
         states = output.hidden_states[1:-1] if self.layers else ()
         return self._read(states, output.logits)
@@ -200,9 +203,7 @@ class WholeForward(_Forward):
         return self._pixels(pictures)
 
     def _pixels(self, pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        made = self.case.probe.processor.image_processor(
-            images=list(pictures), return_tensors="pt"
-        )
+        made = self.case.probe.processor.image_processor(images=list(pictures), return_tensors="pt")
         return {
             name: made[name].to(self.case.inputs[name])
             for name in made
@@ -256,7 +257,6 @@ class LanguageForward(_Forward):
             own = torch.tensor(span.positions, device=self.embeddings.device)
             self.mean[:, own] = self.embeddings[:, own].mean(1, keepdim=True)
         nothing = Changed.nothing(case)
-        self.reused, self.shortens = 0, False
         if not _same(self.logits([nothing])[:, -1], plain):
             raise CaptureError(
                 f"the language model of {case.probe.name!r} ({type(self.language).__name__} and its head) does not give "
@@ -265,11 +265,17 @@ class LanguageForward(_Forward):
         self._economise(nothing)
 
     def _watched(self) -> tuple[dict[str, Any], Tensor]:
-        """What the model hands its language model, and the logits it makes of it."""
+        """What the model hands its language model, and the logits it makes of it.
+
+        Raises:
+            CaptureError: If it hands over no embeddings.
+        """
         seen: dict[str, Any] = {}
 
         def entered(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            names = [n for n in inspect.signature(type(self.language).forward).parameters if n != "self"]
+            names = [
+                n for n in inspect.signature(type(self.language).forward).parameters if n != "self"
+            ]
             seen.update(dict(zip(names, args, strict=False)) | kwargs)
 
         output = observed(
@@ -327,7 +333,10 @@ class LanguageForward(_Forward):
                 shape = (*self.positions.shape[:-2], len(changes), self.positions.shape[-1])
                 inputs["position_ids"] = self.positions.expand(shape)
         output = self.language(
-            **inputs, use_cache=bool(self.reused), output_hidden_states=self.layers, return_dict=True
+            **inputs,
+            use_cache=bool(self.reused),
+            output_hidden_states=self.layers,
+            return_dict=True,
         )
         states = output.hidden_states[1:-1] if self.layers else ()
         head = self.model.get_output_embeddings()

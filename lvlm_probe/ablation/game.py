@@ -93,9 +93,7 @@ class Game:
         self.computed = 0
 
     def __repr__(self) -> str:
-        return (
-            f"Game({len(self.players)} players, removal {str(self.removal)!r}, {self.worth.describe()})"
-        )
+        return f"Game({len(self.players)} players, removal {str(self.removal)!r}, {self.worth.describe()})"
 
     def __len__(self) -> int:
         return len(self.players)
@@ -121,7 +119,7 @@ class Game:
         """
         return self.by_layer(coalitions)[:, -1]
 
-    def after_layer(self, layer: int) -> Callable[[Tensor], Tensor]:
+    def after_layer(self, layer: int) -> LayerGame:
         """The game whose worths are read after one layer; it shares every evaluation with this one.
 
         Args:
@@ -134,7 +132,7 @@ class Game:
             raise InputError(
                 f"layer {layer} of a game that reads {self.depth}: make it with layers=True, and count from 0"
             )
-        return _AfterLayer(self, layer)
+        return LayerGame(self, layer)
 
     def by_layer(self, coalitions: Bool[Tensor, "K n"]) -> Float[Tensor, "K L"]:
         """The worths of each coalition after each layer.
@@ -260,12 +258,14 @@ class Game:
 
 def _of_players(labels: Tensor, chosen: Tensor) -> Tensor:
     """Pixels, or positions, of the chosen players."""
-    table: NDArray[np.bool_] = np.append(chosen.numpy(), False)  # the last one answers for −1, nobody
+    table: NDArray[np.bool_] = np.append(
+        chosen.numpy(), False
+    )  # the last one answers for −1, nobody
     return torch.from_numpy(table[labels.numpy()])
 
 
-class _AfterLayer:
-    """A game seen after one layer."""
+class LayerGame:
+    """A game whose worths are read after one layer; made by :meth:`Game.after_layer`."""
 
     def __init__(self, game: Game, layer: int) -> None:
         self.game, self.layer = game, layer
@@ -273,5 +273,6 @@ class _AfterLayer:
     def __len__(self) -> int:
         return len(self.game)
 
-    def __call__(self, coalitions: Tensor) -> Tensor:
+    def __call__(self, coalitions: Bool[Tensor, "K n"]) -> Float[Tensor, " K"]:
+        """The worth of each coalition after the layer."""
         return self.game.by_layer(coalitions)[:, self.layer]

@@ -63,7 +63,9 @@ def noisy_linear_impute(
     if known.all():
         return image.clone()
     if not known.any():
-        raise InputError("no pixel is known, so there is nothing to fill in from: keep at least one")
+        raise InputError(
+            "no pixel is known, so there is nothing to fill in from: keep at least one"
+        )
     system = _system(known.tobytes(), known.shape)
     flat = image.detach().cpu().double().flatten(end_dim=-3).flatten(-2).numpy()
     filled = torch.from_numpy(system.fill(flat)).view(*image.shape[:-2], -1)
@@ -91,7 +93,10 @@ class _System:
         outer: list[tuple[Any, Any, Any]] = []
         for (dy, dx), weight in _WEIGHTS.items():
             inside = (
-                (y + dy >= 0) & (y + dy < known.shape[0]) & (x + dx >= 0) & (x + dx < known.shape[1])
+                (y + dy >= 0)
+                & (y + dy < known.shape[0])
+                & (x + dx >= 0)
+                & (x + dx < known.shape[1])
             )
             diagonal[inside] += weight
             rows = np.flatnonzero(inside)

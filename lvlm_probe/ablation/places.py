@@ -55,10 +55,10 @@ def token_owners(
     return {position: owner for position, owner in owners.items() if owner >= 0}
 
 
-def coverage(
-    layout: TokenLayout, image: int, regions: Bool[Tensor, "K Y X"]
-) -> list[dict[int, float]]:
+def coverage(layout: TokenLayout, image: int, regions: Tensor) -> list[dict[int, float]]:
     """Which share of each image token's cell each region covers, by position.
+
+    Regions are [K Y X]: true inside, or a share for each pixel.
 
     Only pixels of the image count: a cell that reaches into padding is measured by what it shows of the picture.
 

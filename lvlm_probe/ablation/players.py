@@ -227,9 +227,7 @@ def superpixels(
     pixels = np.asarray(picture(case, image))[top:bottom, left:right]
     found: Any = None
     for asked in (count, 2 * count, 4 * count, 16 * count):
-        found = slic(
-            pixels, n_segments=asked, compactness=compactness, sigma=sigma, start_label=0
-        )
+        found = slic(pixels, n_segments=asked, compactness=compactness, sigma=sigma, start_label=0)
         if found.max() + 1 >= count:
             break
     if found.max() + 1 < count:
@@ -292,7 +290,11 @@ def words(case: Case, positions: Sequence[Sequence[int]] | None = None) -> Playe
 
 
 def _prompt_words(case: Case) -> list[tuple[int, ...]]:
-    """Positions of each word of the prompt: the run of text tokens that spells it, split at its spaces."""
+    """Positions of each word of the prompt, in the run of text tokens that spells it.
+
+    Raises:
+        InputError: If no run does.
+    """
     wanted = re.sub(r"\s+", "", case.prompt).lower()
     last_image = max((span.stop for span in case.layout.images), default=0)
     run = [p for p in case.layout.text_positions if p < case.layout.answer_start]

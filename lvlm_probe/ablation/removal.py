@@ -78,13 +78,12 @@ class Removal:
             return removal
         kind, colon, amount = removal.partition(":")
         try:
-            return cls(kind, float(amount) if colon else None)
+            number = float(amount) if colon else None
         except ValueError as error:
-            if isinstance(error, RecipeError):
-                raise
             raise RecipeError(
                 f"removal {removal!r} is not of the form KIND or KIND:AMOUNT, as mean or blur:8"
             ) from error
+        return cls(kind, number)
 
     @property
     def at_tokens(self) -> bool:
