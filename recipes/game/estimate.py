@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +15,7 @@ from lvlm_probe.errors import RecipeError
 __all__ = ["Estimate", "Table", "Worths"]
 
 
+@runtime_checkable
 class Worths(Protocol):
     """A game: :class:`lvlm_probe.ablation.Game`, :class:`Table`, or anything of this kind."""
 
@@ -165,7 +166,7 @@ class Estimate:
         return "\n".join(lines)
 
 
-def from_samples(samples: Float[Tensor, "M n"]) -> tuple[Tensor, Tensor, float]:
+def from_samples(samples: Float[Tensor, "M *n"]) -> tuple[Tensor, Tensor, float]:
     """Mean, its standard error and degrees of freedom of independent estimates."""
     count = len(samples)
     return samples.mean(0), samples.std(0) / count**0.5, float(count - 1)

@@ -12,7 +12,7 @@ tells more of *where*, which takes fewer of them to find out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def smooth(
     game: Worths,
     evaluations: int = 140,
     seed: int = 0,
-    centres: Mapping[int, Sequence[float]] | None = None,
+    centres: Mapping[int, tuple[int, float, float]] | None = None,
 ) -> Estimate:
     """Shapley values under the assumption that near players have like values.
 
@@ -66,7 +66,7 @@ def contiguous(
     game: Worths,
     evaluations: int = 140,
     seed: int = 0,
-    centres: Mapping[int, Sequence[float]] | None = None,
+    centres: Mapping[int, tuple[int, float, float]] | None = None,
     *,
     width: float = 2.8,
 ) -> Estimate:
@@ -113,8 +113,8 @@ def _fitted(
 
 
 def _centres(
-    game: Any, centres: Mapping[int, Sequence[float]] | None
-) -> Mapping[int, Sequence[float]]:
+    game: Any, centres: Mapping[int, tuple[int, float, float]] | None
+) -> Mapping[int, tuple[int, float, float]]:
     if centres is not None:
         return centres
     players = getattr(game, "players", getattr(getattr(game, "game", None), "players", None))
@@ -144,7 +144,7 @@ def _by_size(count: int, pairs: int, seed: int) -> Bool[Tensor, "K n"]:
     return torch.cat([half, ~half])
 
 
-def _distances(count: int, centres: Mapping[int, Sequence[float]]) -> Float[Tensor, "n n"]:
+def _distances(count: int, centres: Mapping[int, tuple[int, float, float]]) -> Float[Tensor, "n n"]:
     """Between players, in units of the distance to the nearest other one; infinite across images and for words."""
     found = torch.full((count, count), torch.inf, dtype=torch.float64)
     found.fill_diagonal_(0.0)
@@ -170,24 +170,30 @@ def _posterior(
     design = present - share[:, None]
     target = worths - (empty + (full - empty) * share)
     centring = torch.eye(count, dtype=torch.float64) - 1 / count
-    best: tuple[float, float, float, Tensor, Tensor, Tensor] | None = None
+    rows = len(target)
+    best: tuple[float, float, float, Tensor, Tensor] | None = None
     for length in _LENGTHS:
-        prior = torch.exp(-((distance / length) ** 2) / 2)
-        prior = centring @ (prior + 1e-6 * torch.eye(count)) @ centring
-        spectrum, vectors = torch.linalg.eigh(design @ prior @ design.T)
+        prior = torch.exp(-((distance / length) ** 2) / 2) + 1e-6 * torch.eye(count)
+        root = centring @ torch.linalg.cholesky(prior)
+        seen = design @ root
+        spectrum, vectors = torch.linalg.eigh(seen.T @ seen)
         spectrum = spectrum.clamp(min=0)
-        rotated = vectors.T @ target
+        # What the data say along each direction that the players span, and what is left of them outside.
+        along = vectors.T @ (seen.T @ target)
+        inside = torch.where(spectrum > 1e-9 * spectrum.max(), along**2 / spectrum, 0.0)
+        outside = (target.square().sum() - inside.sum()).clamp(min=0)
         for noise in _NOISES:
-            total = spectrum + noise * spectrum.mean()
-            scale = (rotated**2 / total).mean()
-            evidence = -0.5 * float(total.log().sum() + len(target) * scale.clamp(min=1e-300).log())
+            level = noise * spectrum.sum() / rows
+            total = spectrum + level
+            scale = ((inside / total).sum() + outside / level) / rows
+            determinant = total.log().sum() + (rows - count) * level.log()
+            evidence = -0.5 * float(determinant + rows * scale.clamp(min=1e-300).log())
             if best is None or evidence > best[0]:
-                solved = vectors / total @ vectors.T
-                best = (evidence, length, noise, prior, solved, scale)
+                turned = root @ vectors
+                mean = turned @ (along / total)
+                spread = level * ((turned / total) * turned).sum(1) * scale
+                best = (evidence, length, noise, mean, spread)
     assert best is not None
-    _, length, noise, prior, solved, scale = best
-    gain = prior @ design.T @ solved
-    mean = gain @ target
-    spread = (prior - gain @ design @ prior).diagonal().clamp(min=0) * scale
+    _, length, noise, mean, spread = best
     values = mean + (full - empty) / count
     return values, spread.sqrt(), {"length": length, "noise": noise}

@@ -50,7 +50,7 @@ def through_shapiq(
 
     Raises:
         MissingExtraError: If shapiq is not installed.
-        RecipeError: If there is no such approximator, or a run would have fewer evaluations than players.
+        RecipeError: If there is no such approximator, or a run would have fewer evaluations than three times the players.
     """
     if approximator not in APPROXIMATORS:
         raise RecipeError(
@@ -63,7 +63,7 @@ def through_shapiq(
     runs: list[NDArray[Any]] = []
     for run in range(repeats):
         found = make(n=count, random_state=seed + run).approximate(
-            budget=evaluations // repeats, game=_asking(counted)
+            budget=_each(evaluations, repeats, count), game=_asking(counted)
         )
         runs.append(np.array([found[(i,)] for i in range(count)]))
     values, errors, freedom = from_samples(torch.from_numpy(np.stack(runs)).double())
@@ -106,7 +106,7 @@ def shapiq_interactions(
     runs: list[NDArray[Any]] = []
     for run in range(repeats):
         found = make(n=count, max_order=2, index="SII", random_state=seed + run).approximate(
-            budget=evaluations // repeats, game=_asking(counted)
+            budget=_each(evaluations, repeats, count), game=_asking(counted)
         )
         square = np.zeros((count, count))
         for i in range(count):
@@ -115,6 +115,11 @@ def shapiq_interactions(
         runs.append(square)
     values, errors, freedom = from_samples(torch.from_numpy(np.stack(runs)).double())
     return Interactions(values, errors, freedom, counted.count, names_of(game))
+
+
+def _each(evaluations: int, repeats: int, players: int) -> int:
+    """Evaluations of one run: above half of all coalitions, drawing ones that are new stalls."""
+    return min(evaluations // repeats, max(players + 2, 2**players // 2))
 
 
 def _asking(game: Counted) -> Callable[[NDArray[Any]], NDArray[Any]]:
@@ -130,7 +135,7 @@ def _check(name: str, evaluations: int, repeats: int, players: int) -> None:
         raise RecipeError(
             f"{repeats} run of {name} tells no standard error: let there be two at least"
         )
-    enough(f"{repeats} runs of {name}", evaluations, repeats * (players + 2), players)
+    enough(f"{repeats} runs of {name}", evaluations, repeats * (3 * players + 2), players)
 
 
 def _approximator(name: str) -> Any:
