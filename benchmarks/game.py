@@ -18,6 +18,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ from lvlm_probe.recipes.evaluate.truth import rank_accuracy
 
 SIDE = 12
 SUPERPIXELS = 12
-FIFTHS = road.Protocol("zhu2025 at 5 %", tuple(i / 20 for i in range(21)), "removed", 0.0, "answer", True, False)  # fmt: skip
-TENTHS = replace(FIFTHS, name="zhu2025 at 10 %", shares=tuple(i / 10 for i in range(11)))
+TENTHS = replace(
+    road.ZHU_2025, name="zhu2025 at 10 %", shares=tuple(step / 10 for step in range(11))
+)
+COARSE = replace(road.ZHU_2025, name="zhu2025, 6 steps", shares=(0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0))
 
 console = Console(stderr=True)
 Asked = tuple[lp.Case, Scene, Question]
@@ -58,6 +61,27 @@ def questions(probe: lp.Probe, count: int, seed: int = 0) -> Iterator[Asked]:
                 yield case, scene, question
             if right == each or not left:
                 break
+
+
+class Rows:
+    """Rows of a part that takes long, kept question by question, so that it can be stopped and started again."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        kept = path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
+        self.questions: list[list[dict[str, Any]]] = [json.loads(line) for line in kept]
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Those of the next question."""
+        self.questions.append(rows)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(rows) + "\n")
+
+    def told(self) -> dict[str, Any]:
+        """As a part's result."""
+        rows = [row for question in self.questions for row in question]
+        return {"rows": rows, "questions": len(self.questions)}
 
 
 def interval(values: Sequence[float]) -> list[float]:
@@ -155,7 +179,7 @@ def speed(count: int) -> dict[str, Any]:
         engines["tokens masked"].asker.forward.shortens = False
         engines["tokens left out"] = g.Game(case, players, "knockout", "answer")
         for way, game in engines.items():
-            runs[way] = lambda game=game: game(coalitions)
+            runs[way] = partial(game, coalitions)
         for way, run in track(runs.items(), name, console=console):
             start = time.perf_counter()
             run()
@@ -293,32 +317,39 @@ def plain_maps(case: lp.Case, number: int) -> dict[str, torch.Tensor]:
     return {"random map": noise, "centre prior": centre - centre.min()}
 
 
-def paper(count: int) -> dict[str, Any]:
+def ways_to_score(
+    case: lp.Case, players: g.Players, seed: int
+) -> dict[str, Callable[[], g.Estimate]]:
+    """The published recipe, and ours, each on a game of its own: nothing is shared between them."""
+
+    def fresh(removal: str = "mean", worth: str = "answer") -> g.Game:
+        return g.Game(case, players, removal, worth)
+
+    return {
+        "published: p = ½, surrogate, 700": lambda: g.surrogate(
+            fresh(), 700, seed, "Banzhaf value", networks=2
+        ),
+        "smooth, Shapley, 140": lambda: g.smooth(fresh(), 140, seed),
+        "contiguous, 140": lambda: g.contiguous(fresh(), 140, seed),
+        "contiguous, 140, margin, knockout": lambda: g.contiguous(
+            fresh("knockout", "target"), 140, seed
+        ),
+        "leave-one-out, 145": lambda: g.leave_one_out(fresh()),
+    }
+
+
+def paper(count: int, kept: Rows) -> dict[str, Any]:
     """The published recipe and ours, on the same questions."""
     probe = lp.Probe.from_pretrained("demo")
-    rows: list[dict[str, Any]] = []
     asked = track(questions(probe, count, seed=0), "paper", total=count, console=console)
     for number, (case, scene, question) in enumerate(asked):
+        if number < len(kept.questions):
+            continue
+        rows: list[dict[str, Any]] = []
         truth = evidence(case, scene, question)
         players = g.cells(case, SIDE)
 
-        def fresh(
-            removal: str = "mean", worth: str = "answer", case=case, players=players
-        ) -> g.Game:
-            return g.Game(case, players, removal, worth)
-
-        ways: dict[str, Callable[[], g.Estimate]] = {
-            "published: p = ½, surrogate, 700": lambda: g.surrogate(
-                fresh(), 700, number, "Banzhaf value"
-            ),
-            "smooth, Shapley, 140": lambda: g.smooth(fresh(), 140, number),
-            "contiguous, 140": lambda: g.contiguous(fresh(), 140, number),
-            "contiguous, 140, margin": lambda: g.contiguous(fresh(worth="target"), 140, number),
-            "contiguous, 140, margin, knockout": lambda: g.contiguous(
-                fresh("knockout", "target"), 140, number
-            ),
-            "leave-one-out, 145": lambda: g.leave_one_out(fresh()),
-        }
+        ways = ways_to_score(case, players, number)
         maps: dict[str, tuple[torch.Tensor, int, float]] = {
             name: (scores, 0, 0.0) for name, scores in plain_maps(case, number).items()
         }
@@ -331,9 +362,10 @@ def paper(count: int) -> dict[str, Any]:
             seconds = time.perf_counter() - start
             maps[name] = found.values.float().view(SIDE, SIDE), found.evaluations, seconds
         size = case.layout.images[0].size
+        measure = road.Road(case, TENTHS)
         for name, (scores, evaluations, seconds) in maps.items():
             pixels = case.layout.images[0].tokens[0].on_pixels(scores, size)
-            curve = road.road_scores(case, pixels, FIFTHS, seed=number)
+            curve = measure(pixels, number)
             rows.append(
                 {
                     "question": number,
@@ -345,23 +377,25 @@ def paper(count: int) -> dict[str, Any]:
                     "lerf": curve.area("lerf"),
                 }
             )
-    return {"rows": rows, "questions": count}
+        kept.add(rows)
+    return kept.told()
 
 
 # pairs
 
 
-def pairs(count: int) -> dict[str, Any]:
+def pairs(count: int, kept: Rows) -> dict[str, Any]:
     """Which word and which object need each other most, in questions for an object's colour."""
     probe = lp.Probe.from_pretrained("demo")
-    rows: list[dict[str, Any]] = []
     total = 0
-    progress = track(range(count), "pairs", console=console)
     for scene, question in held_out("colour", 8 * count, seed=0, min_objects=2):
         (wanted,) = question.evidence
         case = probe.case(scene.image, question.prompt, max_new_tokens=4)
         spoken = g.words(case)
         if case.answer != question.answer or len(spoken) + len(scene.objects) + 1 > SUPERPIXELS:
+            continue
+        total += 1
+        if total <= len(kept.questions):
             continue
         names = [thing.name for thing in scene.objects]
         players = g.objects(case, np.asarray(scene.masks), names) + spoken
@@ -372,28 +406,28 @@ def pairs(count: int) -> dict[str, Any]:
         i, j, _ = found.top(list(players.pictured), list(players.words))[0]
         by_word = found.top(list(objects), [word])[0][0]
         by_object = found.top([wanted], list(players.words))[0][1]
-        rows.append(
-            {
-                "prompt": question.prompt,
-                "pair": [players.names[i], players.names[j]],
-                "top": (i, j) == (wanted, word),
-                "object for the word": by_word == wanted,
-                "word for the object": players.names[by_object],
-                "evaluations": found.evaluations,
-                "objects": len(names),
-            }
+        kept.add(
+            [
+                {
+                    "prompt": question.prompt,
+                    "pair": [players.names[i], players.names[j]],
+                    "top": (i, j) == (wanted, word),
+                    "object for the word": by_word == wanted,
+                    "word for the object": players.names[by_object],
+                    "evaluations": found.evaluations,
+                    "objects": len(names),
+                }
+            ]
         )
-        total += 1
-        next(iter(progress), None)
         if total == count:
             break
-    return {"rows": rows, "questions": total}
+    return kept.told()
 
 
 # methods
 
 
-def methods(count: int) -> dict[str, Any]:
+def methods(count: int, kept: Rows) -> dict[str, Any]:
     """ROAD, insertion and deletion, for many recipes."""
     probe = lp.Probe.from_pretrained("demo")
     recipes: dict[str, tuple[str, dict[str, Any]]] = {
@@ -404,26 +438,25 @@ def methods(count: int) -> dict[str, Any]:
             "shapley",
             {"players": "superpixels:12", "evaluations": 250, "removal": "knockout"},
         ),
-        "Shapley, 144 patches, smooth": (
-            "shapley",
-            {"estimator": "smooth", "evaluations": 300, "removal": "knockout"},
-        ),
-        "contiguous": ("contiguous", {}),
-        "greedy regions": ("greedy", {"players": "superpixels:16", "removal": "knockout"}),
+        "contiguous": ("contiguous", {"removal": "knockout"}),
+        "greedy regions": ("greedy", {"players": "superpixels:12", "removal": "knockout"}),
     }
-    rows: list[dict[str, Any]] = []
     asked = track(questions(probe, count, seed=0), "methods", total=count, console=console)
     for number, (case, scene, question) in enumerate(asked):
+        if number < len(kept.questions):
+            continue
+        rows: list[dict[str, Any]] = []
         truth = evidence(case, scene, question)
         maps = plain_maps(case, number)
         for name, (recipe, options) in recipes.items():
             maps[name] = case.explain(recipe, **options).image()
         game = g.Game(case, g.cells(case, SIDE), "mean", "answer")
+        measure = road.Road(case, COARSE)
         for name, scores in maps.items():
             pixels = case.layout.images[0].tokens[0].on_pixels(scores, case.layout.images[0].size)
-            curve = road.road_scores(case, pixels, TENTHS, seed=number)
+            curve = measure(pixels, number)
             ranking = scores.flatten().argsort(descending=True, stable=True).tolist()
-            areas = g.insertion_deletion(game, ranking, steps=12)
+            areas = g.insertion_deletion(game, ranking, steps=8)
             rows.append(
                 {
                     "question": number,
@@ -435,10 +468,11 @@ def methods(count: int) -> dict[str, Any]:
                     "rank": rank_accuracy(scores, truth),
                 }
             )
-    return {"rows": rows, "questions": count}
+        kept.add(rows)
+    return kept.told()
 
 
-PARTS: dict[str, tuple[Callable[[int], dict[str, Any]], int]] = {
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "speed": (speed, 512),
     "coverage": (coverage, 100),
     "budget": (budget, 8),
@@ -457,6 +491,11 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path, help="for page: with one JSON file a part")
     parser.add_argument("--count", type=int)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--rows",
+        type=Path,
+        help="of paper, pairs, methods: keep each question's rows here, and go on from them",
+    )
     options = parser.parse_args()
     if options.part == "page":
         from game_page import page
@@ -469,7 +508,9 @@ def main() -> None:
     torch.set_num_threads(1)
     run, default = PARTS[options.part]
     start = time.perf_counter()
-    found = run(default if options.count is None else options.count)
+    count = default if options.count is None else options.count
+    kept = Rows(options.rows)
+    found = run(count, kept) if options.part in ("paper", "pairs", "methods") else run(count)
     found |= {"part": options.part, "minutes": (time.perf_counter() - start) / 60, **facts()}
     text = json.dumps(found, indent=1) + "\n"
     if options.json:

@@ -33,8 +33,11 @@ __all__ = [
     "ZHU_2025",
     "MeanCurve",
     "Protocol",
+    "Road",
     "RoadCurve",
+    "baselines",
     "draw_curves",
+    "find_protocol",
     "mean_curve",
     "noisy_linear_impute",
     "road",
@@ -195,45 +198,104 @@ def road_scores(
         InputError: If the case has no picture, a score is not finite, or the map has another size.
         RecipeError: If there is no such protocol.
     """
-    plan = _protocol(protocol)
-    size = case.layout.image(image).size
-    if tuple(scores.shape) != size or not bool(torch.isfinite(scores).all()):
-        raise InputError(
-            f"a map of shape {tuple(scores.shape)} for a picture of {size}: give one finite score a pixel"
-        )
-    if image >= len(case.images):
-        raise InputError(
-            "the case holds no picture to remove pixels from: make it with probe.case(...)"
-        )
-    asker = Asker(case, [Worth(plan.worth)], budget=budget)
-    remover = Remover(case.images[image], Removal("impute", plan.noise))
-    nothing = Changed.nothing(case)
-    ranking = _ranking(scores, plan.shuffle, seed)
-    asked: list[tuple[Tensor, int]] = []
-    for number, order in enumerate(("morf", "lerf")):
-        ranked = ranking if order == "morf" else ranking.flip(0)
-        for step, share in enumerate(plan.removed(order)):
-            gone = torch.zeros(size[0] * size[1], dtype=torch.bool)
-            gone[ranked[: round(share * len(ranked))]] = True
-            asked.append((gone.view(size), seed + 1000 * number + step))
-    worths = [float(asker.ask([nothing])[0, -1, 0])]
-    for start in range(0, len(asked), asker.batch):
-        batch = [
-            Changed(nothing.hidden, nothing.replaced, {image: remover.without(gone, own)})
-            for gone, own in asked[start : start + asker.batch]
+    return Road(case, protocol, image=image, budget=budget, progress=progress)(scores, seed)
+
+
+class Road:
+    """Curves of many maps of one picture: what the model needs is made once.
+
+    Args:
+        case: Whose model is asked.
+        protocol: A name of :data:`PROTOCOLS`, or one of your own.
+        image: Index of the image.
+        budget: Bytes that one batch may take.
+        progress: Called with pictures done and pictures in all, of each map.
+
+    Raises:
+        InputError: If the case has no picture.
+        RecipeError: If there is no such protocol.
+        LayoutError: If there is no such image.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        protocol: str | Protocol = "zhu2025",
+        *,
+        image: int = 0,
+        budget: int = BUDGET,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.plan = find_protocol(protocol)
+        self.size = case.layout.image(image).size
+        if image >= len(case.images):
+            raise InputError(
+                "the case holds no picture to remove pixels from: make it with probe.case(...)"
+            )
+        self.image, self.progress = image, progress
+        self.asker = Asker(case, [Worth(self.plan.worth)], budget=budget)
+        self.remover = Remover(case.images[image], Removal("impute", self.plan.noise))
+        self.nothing = Changed.nothing(case)
+        self.whole = float(self.asker.ask([self.nothing])[0, -1, 0])
+
+    def __call__(self, scores: Float[Tensor, "Y X"], seed: int = 0) -> RoadCurve:
+        """The curves of one map.
+
+        Args:
+            scores: Higher is more relevant, on the original image.
+            seed: Of noise and of the order of equal scores.
+
+        Raises:
+            InputError: If a score is not finite, or the map has another size.
+        """
+        if tuple(scores.shape) != self.size or not bool(torch.isfinite(scores).all()):
+            raise InputError(
+                f"a map of shape {tuple(scores.shape)} for a picture of {self.size}: give one finite score a pixel"
+            )
+        ranking = _ranking(scores, self.plan.shuffle, seed)
+        masks = [
+            self._gone(ranking if order == "morf" else ranking.flip(0), share)
+            for order in ("morf", "lerf")
+            for share in self.plan.removed(order)
         ]
-        worths += asker.ask(batch)[:, -1, 0].tolist()
-        if progress is not None:
-            progress(min(start + asker.batch, len(asked)), len(asked))
-    heights = torch.tensor(worths[1:], dtype=torch.float64)
-    if plan.change:
-        heights = heights - worths[0]
-    morf, lerf = heights.view(2, -1)
-    return RoadCurve(plan, morf, lerf, worths[0], {"seed": seed, "evaluations": len(asked) + 1})
+        # Where nothing is gone, or all is, both curves have the same picture; it is asked about once.
+        whole, nothing_left = [not bool(m.any()) for m in masks], [bool(m.all()) for m in masks]
+        distinct = [
+            number
+            for number in range(len(masks))
+            if not whole[number] and not (nothing_left[number] and any(nothing_left[:number]))
+        ]
+        worths = [self.whole] * len(masks)
+        for start in range(0, len(distinct), self.asker.batch):
+            batch = distinct[start : start + self.asker.batch]
+            found = self.asker.ask([self._changed(masks[n], 1000 * seed + n) for n in batch])
+            for number, worth in zip(batch, found[:, -1, 0].tolist(), strict=True):
+                worths[number] = worth
+            if self.progress is not None:
+                self.progress(start + len(batch), len(distinct))
+        if any(nothing_left):
+            last = worths[nothing_left.index(True)]
+            worths = [last if gone else w for w, gone in zip(worths, nothing_left, strict=True)]
+        heights = torch.tensor(worths, dtype=torch.float64)
+        if self.plan.change:
+            heights = heights - self.whole
+        morf, lerf = heights.view(2, -1)
+        return RoadCurve(
+            self.plan, morf, lerf, self.whole, {"seed": seed, "evaluations": len(distinct) + 1}
+        )
+
+    def _gone(self, ranked: Tensor, share: float) -> Tensor:
+        gone = torch.zeros(len(ranked), dtype=torch.bool)
+        gone[ranked[: round(share * len(ranked))]] = True
+        return gone.view(self.size)
+
+    def _changed(self, gone: Tensor, seed: int) -> Changed:
+        picture = self.remover.without(gone, seed)
+        return Changed(self.nothing.hidden, self.nothing.replaced, {self.image: picture})
 
 
-def _protocol(protocol: str | Protocol) -> Protocol:
-    """By name.
+def find_protocol(protocol: str | Protocol) -> Protocol:
+    """By name; one of your own is checked.
 
     Raises:
         RecipeError: If there is no such protocol, or its abscissa is none.
@@ -241,7 +303,7 @@ def _protocol(protocol: str | Protocol) -> Protocol:
     if isinstance(protocol, str):
         if protocol not in PROTOCOLS:
             raise RecipeError(
-                f"unknown ROAD protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}"
+                f"unknown ROAD protocol {protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}"
             )
         return PROTOCOLS[protocol]
     shares = protocol.shares
@@ -251,6 +313,28 @@ def _protocol(protocol: str | Protocol) -> Protocol:
             f"the shares {shares} are no abscissa: give two at least, ascending, from 0 to 1"
         )
     return protocol
+
+
+def baselines(case: Case, seed: int = 0, image: int = 0) -> dict[str, Float[Tensor, "Y X"]]:
+    """What any map must beat: a random value a token, and nearness to the picture's centre.
+
+    Args:
+        case: Whose picture.
+        seed: Of the random map.
+        image: Index of the image.
+
+    Raises:
+        LayoutError: If there is no such image.
+    """
+    span = case.layout.image(image)
+    generator = torch.Generator().manual_seed(seed)
+    random = torch.zeros(span.size)
+    for grid in span.tokens or span.patches:
+        noise = torch.rand(grid.rows, grid.columns, generator=generator)
+        random += grid.on_pixels(noise, span.size)
+    y, x = (torch.arange(side) - (side - 1) / 2 for side in span.size)
+    distance = (y[:, None] ** 2 + x[None, :] ** 2).sqrt()
+    return {"random map": random, "centre prior": distance.max() - distance}
 
 
 def _ranking(scores: Tensor, shuffle: bool, seed: int) -> Tensor:

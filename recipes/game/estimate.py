@@ -166,8 +166,8 @@ class Estimate:
         return "\n".join(lines)
 
 
-def from_samples(samples: Float[Tensor, "M *n"]) -> tuple[Tensor, Tensor, float]:
-    """Mean, its standard error and degrees of freedom of independent estimates."""
+def from_samples(samples: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean, its standard error and degrees of freedom of independent estimates, along the first axis."""
     count = len(samples)
     return samples.mean(0), samples.std(0) / count**0.5, float(count - 1)
 
