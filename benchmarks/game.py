@@ -68,8 +68,9 @@ class Rows:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        kept = path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
-        self.questions: list[list[dict[str, Any]]] = [json.loads(line) for line in kept]
+        known = path is not None and path.suffix == ".jsonl" and path.exists()
+        lines = path.read_text("utf-8").splitlines() if known else []
+        self.questions: list[list[dict[str, Any]]] = [json.loads(line) for line in lines]
 
     def add(self, rows: list[dict[str, Any]]) -> None:
         """Those of the next question."""
@@ -223,7 +224,7 @@ class Tabled:
         return self.table(coalitions)
 
 
-def tables(count: int, removal: str = "knockout") -> list[Tabled]:
+def tables(count: int, kept: Rows) -> list[Tabled]:
     """Every worth of 12 superpixels, for some questions."""
     probe = lp.Probe.from_pretrained("demo")
     found: list[Tabled] = []
@@ -231,14 +232,14 @@ def tables(count: int, removal: str = "knockout") -> list[Tabled]:
         questions(probe, count, seed=2), "tables", total=count, console=console
     ):
         players = g.superpixels(case, SUPERPIXELS)
-        game = g.Game(case, players, removal, "answer")
+        game = g.Game(case, players, "knockout", "answer", cache=kept.path)
         found.append(Tabled(g.Table(game(g.all_coalitions(SUPERPIXELS))), players))
     return found
 
 
-def coverage(count: int, evaluations: int = 400) -> dict[str, Any]:
+def coverage(count: int, kept: Rows, evaluations: int = 400) -> dict[str, Any]:
     """How often exact values lie in the intervals."""
-    games = tables(4)
+    games = tables(4, kept)
     rows: list[dict[str, Any]] = []
     for name, estimator in track(ESTIMATORS.items(), "estimators", console=console):
         each: list[float] = []
@@ -270,9 +271,9 @@ def coverage(count: int, evaluations: int = 400) -> dict[str, Any]:
     return {"rows": rows, "runs": count, "evaluations": evaluations, "questions": len(games)}
 
 
-def budget(count: int) -> dict[str, Any]:
+def budget(count: int, kept: Rows) -> dict[str, Any]:
     """Evaluations and seconds to a mean error of 2 % of the worth of all, at 12 players."""
-    games = tables(count)
+    games = tables(count, kept)
     budgets = (30, 60, 100, 200, 400, 800, 1600)
     rows: list[dict[str, Any]] = []
     for name, estimator in track(ESTIMATORS.items(), "estimators", console=console):
@@ -494,23 +495,22 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=Path,
-        help="of paper, pairs, methods: keep each question's rows here, and go on from them",
+        help="where a part that takes long keeps what it has found, and goes on from",
     )
     options = parser.parse_args()
     if options.part == "page":
         from game_page import page
 
-        found = {
-            name: json.loads((options.folder / f"game-{name}.json").read_text()) for name in PARTS
-        }
-        Path("docs/game-results.md").write_text(page(found), encoding="utf-8")
+        files = {name: options.folder / f"game-{name}.json" for name in PARTS}
+        found = {name: json.loads(f.read_text("utf-8")) for name, f in files.items() if f.exists()}
+        Path("docs/game-results.md").write_text(page(found, interval), encoding="utf-8")
         return
     torch.set_num_threads(1)
     run, default = PARTS[options.part]
     start = time.perf_counter()
     count = default if options.count is None else options.count
     kept = Rows(options.rows)
-    found = run(count, kept) if options.part in ("paper", "pairs", "methods") else run(count)
+    found = run(count, kept) if options.part != "speed" else run(count)
     found |= {"part": options.part, "minutes": (time.perf_counter() - start) / 60, **facts()}
     text = json.dumps(found, indent=1) + "\n"
     if options.json:

@@ -169,7 +169,7 @@ def objects(
         InputError: If masks overlap, one is empty, or their number or size does not fit.
         LayoutError: If there is no such image.
     """
-    stack = torch.as_tensor(np.asarray(masks)) if isinstance(masks, np.ndarray) else masks
+    stack = torch.from_numpy(np.array(masks)) if isinstance(masks, np.ndarray) else masks
     stack = stack.bool()
     size = case.layout.image(image).size
     given = [f"object {i}" for i in range(len(stack))] if names is None else list(names)

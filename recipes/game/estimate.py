@@ -28,6 +28,9 @@ class Worths(Protocol):
         ...
 
 
+_PRIOR = 2  # samples' worth of the players' mean variance in each one's
+
+
 class Table:
     """A game given by the worth of each coalition.
 
@@ -169,7 +172,11 @@ class Estimate:
 def from_samples(samples: Tensor) -> tuple[Tensor, Tensor, float]:
     """Mean, its standard error and degrees of freedom of independent estimates, along the first axis."""
     count = len(samples)
-    return samples.mean(0), samples.std(0) / count**0.5, float(count - 1)
+    # A player that matters in few orders may have shown no scatter yet, and is not therefore certain: each variance
+    # leans on the players' mean one, as if two more samples had it (moderated variances, Smyth 2004).
+    own = samples.var(0)
+    variance = (_PRIOR * own.mean() + (count - 1) * own) / (_PRIOR + count - 1)
+    return samples.mean(0), (variance / count).sqrt(), float(count - 1)
 
 
 def enough(estimator: str, evaluations: int, least: int, players: int) -> None:

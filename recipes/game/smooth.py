@@ -1,7 +1,7 @@
 """Values from few coalitions, where neighbours are alike: a linear fit under a spatial prior.
 
 The game is taken to be the sum of its players' values plus noise, and the values to vary smoothly over the picture:
-a Gaussian process. Length and noise are chosen by marginal likelihood. That needs fewer evaluations than players, at the
+a Gaussian process. Length and noise are averaged over by marginal likelihood. That needs fewer evaluations than players, at the
 price of bias where a value differs sharply from its neighbours'; the standard errors are the posterior's, so they hold as
 far as the model does.
 
@@ -13,6 +13,7 @@ tells more of *where*, which takes fewer of them to find out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from lvlm_probe.recipes.game.estimate import Counted, Estimate, Worths, enough, 
 __all__ = ["contiguous", "smooth"]
 
 _LENGTHS = (0.01, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
+_APART = (0.0, 0.2)  # share of each value's variance that its neighbours know nothing of
 _NOISES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -171,9 +173,10 @@ def _posterior(
     target = worths - (empty + (full - empty) * share)
     centring = torch.eye(count, dtype=torch.float64) - 1 / count
     rows = len(target)
-    best: tuple[float, float, float, Tensor, Tensor] | None = None
-    for length in _LENGTHS:
-        prior = torch.exp(-((distance / length) ** 2) / 2) + 1e-6 * torch.eye(count)
+    fits: list[tuple[Tensor, Tensor, Tensor, tuple[float, float, float]]] = []
+    for length, apart in product(_LENGTHS, _APART):
+        alike = torch.exp(-((distance / length) ** 2) / 2)
+        prior = (1 - apart) * alike + (apart + 1e-6) * torch.eye(count)
         root = centring @ torch.linalg.cholesky(prior)
         seen = design @ root
         spectrum, vectors = torch.linalg.eigh(seen.T @ seen)
@@ -182,18 +185,21 @@ def _posterior(
         along = vectors.T @ (seen.T @ target)
         inside = torch.where(spectrum > 1e-9 * spectrum.max(), along**2 / spectrum, 0.0)
         outside = (target.square().sum() - inside.sum()).clamp(min=0)
+        turned = root @ vectors
         for noise in _NOISES:
             level = noise * spectrum.sum() / rows
             total = spectrum + level
             scale = ((inside / total).sum() + outside / level) / rows
             determinant = total.log().sum() + (rows - count) * level.log()
-            evidence = -0.5 * float(determinant + rows * scale.clamp(min=1e-300).log())
-            if best is None or evidence > best[0]:
-                turned = root @ vectors
-                mean = turned @ (along / total)
-                spread = level * ((turned / total) * turned).sum(1) * scale
-                best = (evidence, length, noise, mean, spread)
-    assert best is not None
-    _, length, noise, mean, spread = best
+            evidence = -0.5 * (determinant + rows * scale.clamp(min=1e-300).log())
+            mean = turned @ (along / total)
+            spread = level * ((turned / total) * turned).sum(1) * scale
+            fits.append((evidence, mean, spread, (length, apart, noise)))
+    # Averaged over the settings by their evidence, so that doubt about them is part of the errors.
+    weights = torch.softmax(torch.stack([fit[0] for fit in fits]), 0)[:, None]
+    means, spreads = (torch.stack([fit[i] for fit in fits]) for i in (1, 2))
+    mean = (weights * means).sum(0)
+    variance = (weights * (spreads + (means - mean) ** 2)).sum(0)
+    length, apart, noise = fits[int(weights.argmax())][3]
     values = mean + (full - empty) / count
-    return values, spread.sqrt(), {"length": length, "noise": noise}
+    return values, variance.sqrt(), {"length": length, "apart": apart, "noise": noise}

@@ -34,8 +34,8 @@ def surrogate(
 ) -> Estimate:
     """Values read off networks that learned the game from samples.
 
-    Each network learns from a bootstrap resample of the coalitions; the standard errors are the scatter of their values.
-    A bias that all networks share does not show in it.
+    Each network learns from a bootstrap resample of the coalitions. The standard errors hold the scatter of their values,
+    and what the networks miss on coalitions that they did not learn from.
 
     Args:
         game: With players.
@@ -66,10 +66,32 @@ def surrogate(
         loss = ensemble.learn(drawn.float(), worths.float(), epochs, generator)
     read = _by_orders if index == "Shapley value" else _by_halves
     values = read(ensemble, count, orders, generator)
+    missed = _missed(drawn, worths - ensemble.unseen(drawn), index)
+    errors = (values.var(0) + missed**2).sqrt()
     return Estimate(
-        f"surrogate of {networks} networks", index, values.mean(0), values.std(0), float(networks - 1), used, empty,
+        f"surrogate of {networks} networks", index, values.mean(0), errors, float(networks - 1), used, empty,
         full, names_of(game), {"loss": loss, "epochs": epochs},
     )  # fmt: skip
+
+
+def _missed(drawn: Tensor, residuals: Tensor, index: str) -> Float[Tensor, " n"]:
+    """The values of what the networks leave unexplained: a linear fit to their errors on coalitions they did not see.
+
+    Weighted by size so that it is the index's (for the Shapley value, KernelSHAP's weights over the even draw's); with a
+    ridge, since there may be fewer coalitions than players.
+    """
+    size = drawn.sum(1)
+    count = drawn.shape[1]
+    inner = (size > 0) & (size < count) & torch.isfinite(residuals)
+    weights = torch.ones_like(residuals)[inner]
+    if index == "Shapley value":
+        weights = 1 / (size * (count - size)).double()[inner]
+    sides = drawn.double()[inner]
+    sides = sides - (weights[:, None] * sides).sum(0) / weights.sum()
+    scaled = sides * (weights / weights.mean())[:, None]
+    return torch.linalg.solve(
+        scaled.T @ sides + torch.eye(count, dtype=torch.float64), scaled.T @ residuals[inner]
+    )
 
 
 def _draw(count: int, number: int, index: str, generator: torch.Generator) -> Bool[Tensor, "K n"]:
@@ -94,6 +116,7 @@ class _Ensemble:
         ]  # fmt: skip
         self.networks = networks
         self.low, self.span = 0.0, 1.0
+        self.seen = torch.zeros(networks, 0, dtype=torch.bool)
 
     def __call__(self, coalitions: Float[Tensor, "E K n"]) -> Float[Tensor, "E K"]:
         first, first_bias, second, second_bias = self.parameters
@@ -105,6 +128,11 @@ class _Ensemble:
         with torch.no_grad():
             told = self(coalitions.expand(self.networks, -1, -1))
         return (told.double() - _LOW) / (_HIGH - _LOW) * self.span + self.low
+
+    def unseen(self, drawn: Tensor) -> Float[Tensor, " K"]:
+        """The worth of each coalition by the networks that did not learn from it; NaN where all did."""
+        told = self.worths(drawn.float()).masked_fill(self.seen, 0.0)
+        return told.sum(0) / (~self.seen).sum(0)
 
     def learn(
         self,
@@ -120,6 +148,7 @@ class _Ensemble:
         scaled = _LOW + (_HIGH - _LOW) * (worths - self.low) / self.span
         shape = (self.networks, len(drawn))
         own = torch.randint(0, len(drawn), shape, generator=generator)
+        self.seen = torch.zeros(shape, dtype=torch.bool).scatter_(1, own, True)
         optimiser = torch.optim.Adam(self.parameters, lr=1e-3)
         error = torch.zeros(())
         for _ in range(epochs):
