@@ -201,7 +201,9 @@ def speed(count: int) -> dict[str, Any]:
 ESTIMATORS: dict[str, Callable[[g.Worths, int, int], g.Estimate]] = {
     "permutation": g.permutation,
     "smooth": g.smooth,
-    "surrogate": lambda game, evaluations, seed: g.surrogate(game, evaluations, seed, orders=60),
+    "surrogate": lambda game, evaluations, seed: g.surrogate(
+        game, evaluations, seed, epochs=100, orders=40
+    ),
     "kernelshap": lambda game, evaluations, seed: g.through_shapiq(game, "KernelSHAP", evaluations, seed),
     "unbiased-kernelshap": lambda game, evaluations, seed: g.through_shapiq(
         game, "UnbiasedKernelSHAP", evaluations, seed

@@ -197,7 +197,8 @@ def _posterior(
             fits.append((evidence, mean, spread, (length, apart, noise)))
     # Averaged over the settings by their evidence, so that doubt about them is part of the errors.
     weights = torch.softmax(torch.stack([fit[0] for fit in fits]), 0)[:, None]
-    means, spreads = (torch.stack([fit[i] for fit in fits]) for i in (1, 2))
+    means = torch.stack([fit[1] for fit in fits])
+    spreads = torch.stack([fit[2] for fit in fits])
     mean = (weights * means).sum(0)
     variance = (weights * (spreads + (means - mean) ** 2)).sum(0)
     length, apart, noise = fits[int(weights.argmax())][3]
