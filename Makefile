@@ -2,15 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# For tests of real processors; kept off the path and without dependencies (torchvision would change torch): zoo.shim.
+EXTRAS := torchvision==0.28.0 timm==1.0.31 num2words==0.5.14 docopt==0.6.2
 
 .PHONY: setup demo test lint train-demo evaluate clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target .venv/extras $(EXTRAS)
 	touch $(READY)
 
 demo: $(READY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lvlm_probe.adapter import Adapter, SourceSequence, TowerPaths
+from lvlm_probe.adapter import Adapter, LayerSite, SourceSequence, TowerPaths
 from lvlm_probe.errors import LayoutError
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
 
@@ -74,10 +74,26 @@ def _layout(source: SourceSequence) -> TokenLayout:
     return TokenLayout(length, source.answer_start, spans, images * shown * tile)
 
 
+def _vision(config: Any) -> tuple[LayerSite, ...]:
+    """Layers within a tile, then those over all tiles of an image; both see padded positions, so maps end before them."""
+    vision = config.vision_config
+    parts = (
+        ("transformer", vision.num_hidden_layers),
+        ("global_transformer", vision.num_global_layers),
+    )
+    paths = [
+        f"model.vision_model.{part}.layers.{number}"
+        for part, layers in parts
+        for number in range(int(layers))
+    ]
+    return tuple(LayerSite(path, f"{path}.self_attn", f"{path}.mlp") for path in paths)
+
+
 ADAPTER = Adapter(
     family="mllama",
     model_types=("mllama",),
     language=TowerPaths("model.language_model.layers", cross_attention="cross_attn"),
     layout=_layout,
+    vision=_vision,
     projector="model.multi_modal_projector",
 )

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lvlm_probe.attribution import Attribution
     from lvlm_probe.capture import Capture
+    from lvlm_probe.case import Case
     from lvlm_probe.errors import LvlmProbeError
     from lvlm_probe.layout import TokenLayout
-    from lvlm_probe.probe import Case, Probe
+    from lvlm_probe.probe import Probe
     from lvlm_probe.recipe import available_recipes
     from lvlm_probe.store import load_trace
     from lvlm_probe.target import Target
@@ -41,7 +42,7 @@ __all__ = [
 _HOMES = {
     "Attribution": "attribution",
     "Capture": "capture",
-    "Case": "probe",
+    "Case": "case",
     "LvlmProbeError": "errors",
     "Probe": "probe",
     "Target": "target",

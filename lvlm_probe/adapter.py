@@ -2,7 +2,8 @@
 
 An :class:`Adapter` names the modules to watch and says how the family lays its visual tokens over an image. The
 core asks for one by ``config.model_type``; adapters are found through the entry points ``lvlm_probe.adapters``, so
-another package adds a family the way this one does.
+another package adds a family the way this one does. For a family that nobody described, the entry point
+``lvlm_probe.discovery`` makes one from the model itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 GROUP = "lvlm_probe.adapters"
+DISCOVERY = "lvlm_probe.discovery"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,22 @@ class TowerPaths:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSite:
+    """Dotted paths, from the model's root, of a layer and of modules in it; it attends to itself, or across, or both.
+
+    Hybrid models have layers that do neither.
+    """
+
+    layer: str
+    attention: str | None
+    mlp: str | None
+    cross_attention: str | None = None
+
+
+Paths = TowerPaths | tuple[LayerSite, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSequence:
     """What a family's layout function is given.
 
@@ -59,7 +77,11 @@ class SourceSequence:
         processor: The one that made the inputs; None where the inputs were made by hand.
         inputs: What the model's forward takes, answer included.
         image_sizes: Y, X of each original image.
-        answer_start: First answer position.
+        answer_start: First answer position among the tokens: an encoder's, if there is one, then the decoded ones.
+        model: The model itself, for layouts that are measured.
+        sites: What is watched in it.
+        images: The original pictures; none where the inputs were made by hand.
+        prepare: Makes the same inputs, but for the answer, from other pictures of the same sizes; None if unknown.
     """
 
     config: Any
@@ -67,6 +89,10 @@ class SourceSequence:
     inputs: Mapping[str, Tensor]
     image_sizes: tuple[tuple[int, int], ...]
     answer_start: int
+    model: Any = None
+    sites: Sites | None = None
+    images: tuple[Any, ...] = ()
+    prepare: Callable[[Sequence[Any]], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +102,34 @@ class Adapter:
     Attributes:
         family: Its name in messages and traces.
         model_types: Values of ``config.model_type`` that it serves.
-        language: The language model's paths, or a function of the model's configuration that gives them.
+        language: The language model's paths, or a function of the model's configuration that gives them; or each layer's
+            site, where layers differ.
         layout: Says which positions show which part of which image.
         vision: The vision encoder's paths; None where there is none to watch.
         vision_depth: How many of the vision encoder's layers feed the projector.
         projector: Path of the module between the two.
         resampler: Paths of a projector that attends to the vision encoder's output, such as a Q-Former; its calls
-            go by the tower ``"projector"``.
+            go by the tower ``"projector"``; or a function of the configuration, where some models have one.
         places_images: Whether the processor puts the images' tokens before the prompt by itself.
+        encoder: Paths of an encoder–decoder's text encoder.
+        norm: Path of the norm after the language model's last layer.
+        head: Path of the output head.
+        discovered: See :class:`Sites`.
     """
 
     family: str
     model_types: tuple[str, ...]
-    language: TowerPaths | Callable[[Any], TowerPaths]
+    language: Paths | Callable[[Any], Paths]
     layout: Callable[[SourceSequence], TokenLayout]
-    vision: TowerPaths | None = None
+    vision: Paths | Callable[[Any], Paths | None] | None = None
     vision_depth: Callable[[Any], int] | None = None
     projector: str | None = None
-    resampler: TowerPaths | None = None
+    resampler: Paths | Callable[[Any], Paths | None] | None = None
     places_images: bool = False
+    encoder: Paths | None = None
+    norm: str | None = None
+    head: str | None = None
+    discovered: bool = False
 
     def bind(self, model: nn.Module) -> Sites:
         """The paths written out for one model, each found to exist.
@@ -102,20 +137,33 @@ class Adapter:
         Raises:
             AdapterError: If the model lacks a module that the adapter names.
         """
-        vision: tuple[LayerSite, ...] = ()
-        if self.vision is not None:
-            vision = self._layers(model, self.vision)
-            if self.vision_depth is not None:
-                vision = vision[: self.vision_depth(model.config)]
-        if self.projector is not None:
-            self._module(model, self.projector)
-        resampler = () if self.resampler is None else self._layers(model, self.resampler)
-        language = (
-            self.language if isinstance(self.language, TowerPaths) else self.language(model.config)
-        )
-        return Sites(self._layers(model, language), vision, self.projector, resampler)
+        config = getattr(model, "config", None)
 
-    def _layers(self, model: nn.Module, paths: TowerPaths) -> tuple[LayerSite, ...]:
+        def layers(paths: Paths | Callable[[Any], Paths | None] | None) -> tuple[LayerSite, ...]:
+            return self._layers(model, paths(config) if callable(paths) else paths)
+
+        vision = layers(self.vision)
+        if vision and self.vision_depth is not None:
+            vision = vision[: self.vision_depth(config)]
+        for path in (self.projector, self.norm, self.head):
+            if path is not None:
+                self._module(model, path)
+        return Sites(
+            language=layers(self.language),
+            vision=vision,
+            projector=self.projector,
+            resampler=layers(self.resampler),
+            encoder=layers(self.encoder),
+            norm=self.norm,
+            head=self.head,
+            discovered=self.discovered,
+        )
+
+    def _layers(self, model: nn.Module, paths: Paths | None) -> tuple[LayerSite, ...]:
+        if paths is None or isinstance(paths, tuple):
+            for site in paths or ():
+                self._module(model, site.layer)
+            return paths or ()
         layers = self._module(model, paths.layers)
         if not isinstance(layers, nn.ModuleList | nn.Sequential) or len(layers) == 0:
             raise AdapterError(
@@ -160,43 +208,47 @@ def _has(model: nn.Module, path: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSite:
-    """Dotted paths, from the model's root, of a layer and of modules in it; it attends to itself, or across, or both."""
-
-    layer: str
-    attention: str | None
-    mlp: str
-    cross_attention: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Sites:
     """Every module that can be watched, in the order of the forward pass.
 
     Attributes:
-        language: One a layer.
+        language: One a layer; of an encoder–decoder the decoder's.
         vision: One for each layer that feeds the projector.
         projector: Path of the projector.
         resampler: One for each layer of a projector that attends.
+        encoder: One for each layer of an encoder–decoder's text encoder.
+        norm: Path of the norm after the language model's last layer; None if it was not looked for.
+        head: Path of the output head; None if it was not looked for.
+        discovered: Whether nobody vouches for them: then what a forward pass does not reach, or does not feed the
+            answer with, is left out, where it would otherwise be an error.
     """
 
     language: tuple[LayerSite, ...]
     vision: tuple[LayerSite, ...]
     projector: str | None
     resampler: tuple[LayerSite, ...] = ()
+    encoder: tuple[LayerSite, ...] = ()
+    norm: str | None = None
+    head: str | None = None
+    discovered: bool = False
 
     def towers(self, names: Sequence[str], *, images: bool) -> dict[str, tuple[LayerSite, ...]]:
         """The layers of those towers that the model has, in the order of the forward pass.
 
         Args:
-            names: Any of ``"vision"``, ``"projector"`` and ``"language"``.
+            names: Any of ``"vision"``, ``"projector"``, ``"encoder"`` and ``"language"``.
             images: Whether any image is shown; without one the first two do not run.
         """
-        known = {"vision": self.vision, "projector": self.resampler, "language": self.language}
+        known = {
+            "vision": self.vision,
+            "projector": self.resampler,
+            "encoder": self.encoder,
+            "language": self.language,
+        }
         return {
             name: layers
             for name, layers in known.items()
-            if name in names and layers and (images or name == "language")
+            if name in names and layers and (images or name in ("encoder", "language"))
         }
 
 
@@ -219,21 +271,22 @@ def available_adapters() -> dict[str, Adapter]:
     return found
 
 
-def adapter_for(config: Any) -> Adapter:
-    """The adapter that serves a configuration.
+def adapter_for(model: nn.Module) -> Adapter:
+    """The adapter written for the model's family; else what is found by looking at the model itself.
 
     Raises:
-        AdapterError: If there is none.
+        AdapterError: If nobody wrote one, and nothing is found.
     """
-    model_type = getattr(config, "model_type", None)
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
     known = available_adapters()
-    if model_type not in known:
-        raise AdapterError(
-            f"no adapter for the model family {model_type!r}; known: {', '.join(sorted(known)) or 'none'}. "
-            "Give Probe(model, processor, adapter=...) an lvlm_probe.adapter.Adapter, or install one under the "
-            f"entry point group {GROUP!r} (CONTRIBUTING.md shows how)"
-        )
-    return known[model_type]
+    if model_type in known:
+        return known[model_type]
+    for entry in entry_points(group=DISCOVERY):
+        return entry.load()(model)
+    raise AdapterError(
+        f"no adapter for the model family {model_type!r} and nothing installed that could find one; known: "
+        f"{', '.join(sorted(known)) or 'none'}. Install lvlm_probe anew, or give Probe(model, processor, adapter=...)"
+    )
 
 
 def visible_box(image_processor: Any, size: tuple[int, int]) -> Box:

@@ -7,200 +7,21 @@ float32 in blocks of query rows; only a dense mask, which the model itself must 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lvlm_probe.errors import CaptureError, TraceError
+from lvlm_probe.mask import AttentionMask
 
-__all__ = ["AttentionBlock", "AttentionCall", "AttentionMask", "describe_mask", "site_name"]
+__all__ = ["AttentionBlock", "AttentionCall", "site_name"]
 
 BLOCK = 128  # query rows worked on at once
 _BLOCK_SCORES = 2**21  # scores worked on at once, roughly: what a processor's caches hold
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionMask:
-    """Which keys each query may attend to, said as shortly as it can be.
-
-    Attributes:
-        causal: A query sees no later key; query i stands at key position i.
-        window: With ``causal``, a query sees this many keys, itself included.
-        prefix: With ``causal``, the first ``prefix`` keys are seen by every one of the first ``prefix`` queries.
-        segments: Lengths of sequences laid end to end; a query sees its own segment only.
-        key_segments: Lengths of the segments along the keys, where those are other tokens than the queries; the same
-            lengths as along the queries if empty.
-        start: Keys before this one are padding.
-        stop: Keys from this one on are padding.
-        dense: Added to the scores as it stands, one for all heads or one a head; set only where nothing
-            shorter says it.
-    """
-
-    causal: bool = False
-    window: int | None = None
-    prefix: int = 0
-    segments: tuple[int, ...] = ()
-    key_segments: tuple[int, ...] = ()
-    start: int = 0
-    stop: int | None = None
-    dense: Float[Tensor, "_ N M"] | None = None
-
-    def allowed(self, queries: Int[Tensor, " Q"], keys: slice) -> Bool[Tensor, "Q M"] | None:
-        """Which of ``keys`` each of ``queries`` may see; None where it sees all of them. Ignores ``dense``."""
-        q = queries[:, None]
-        k = torch.arange(keys.start, keys.stop, device=queries.device)[None, :]
-        rules: list[Tensor] = []
-        if self.causal:
-            seen = k <= q
-            if self.window is not None:
-                seen = seen & (k > q - self.window)
-            if self.prefix:
-                seen = seen | ((k < self.prefix) & (q < self.prefix))
-            rules.append(seen)
-        if self.segments:
-            own = torch.tensor(self.segments, device=queries.device).cumsum(0)
-            others = torch.tensor(self._along_keys, device=queries.device).cumsum(0)
-            rules.append(
-                torch.bucketize(q, own, right=True) == torch.bucketize(k, others, right=True)
-            )
-        if self.start:
-            rules.append(k >= self.start)
-        if self.stop is not None:
-            rules.append(k < self.stop)
-        if not rules:
-            return None
-        allowed = rules[0]
-        for rule in rules[1:]:
-            allowed = allowed & rule
-        return allowed.expand(len(queries), keys.stop - keys.start)
-
-    def key_range(self, first: int, last: int, keys: int) -> slice:
-        """The shortest run of keys outside which no query from ``first`` to ``last`` sees anything."""
-        low, high = self.start, keys if self.stop is None else min(self.stop, keys)
-        if self.dense is not None:
-            return slice(low, high)
-        if self.causal:
-            high = min(high, max(last + 1, self.prefix if first < self.prefix else 0))
-            if self.window is not None and not self.prefix:
-                low = max(low, first - self.window + 1)
-        for begin, end, low_key, high_key in self._segments():
-            if begin <= first < end:
-                low = max(low, low_key)
-            if begin <= last < end:
-                high = min(high, high_key)
-        low = min(low, keys - 1)  # a run of one, hidden, key where nothing is seen
-        return slice(low, max(high, low + 1))
-
-    def open_range(self, first: int, last: int, keys: int) -> slice:
-        """A run of keys that every query from ``first`` to ``last`` sees; empty where none is known."""
-        low, high = self.start, keys if self.stop is None else min(self.stop, keys)
-        if self.dense is not None:
-            return slice(low, low)
-        if self.causal:
-            high = min(high, first + 1)
-            if self.window is not None:
-                low = max(low, last - self.window + 1)
-        for begin, end, low_key, high_key in self._segments():
-            if begin <= first < end:
-                low = max(low, low_key)
-                high = min(high, high_key) if last < end else low
-        return slice(low, max(low, high))
-
-    @property
-    def _along_keys(self) -> tuple[int, ...]:
-        return self.key_segments or self.segments
-
-    def _segments(self) -> Iterator[tuple[int, int, int, int]]:
-        """First query and one past the last of each segment, then the same of its keys."""
-        query = key = 0
-        for queries, keys in zip(self.segments, self._along_keys, strict=True):
-            yield query, query + queries, key, key + keys
-            query, key = query + queries, key + keys
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain numbers, without ``dense``, of which only the presence is told."""
-        return {
-            "causal": self.causal,
-            "window": self.window,
-            "prefix": self.prefix,
-            "segments": list(self.segments),
-            "key_segments": list(self.key_segments),
-            "start": self.start,
-            "stop": self.stop,
-            "dense": self.dense is not None,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], dense: Tensor | None = None) -> AttentionMask:
-        """What :meth:`to_json` wrote, with the dense mask that was stored beside it."""
-        return cls(
-            causal=data["causal"],
-            window=data["window"],
-            prefix=data["prefix"],
-            segments=tuple(data["segments"]),
-            key_segments=tuple(data.get("key_segments", ())),
-            start=data["start"],
-            stop=data["stop"],
-            dense=dense,
-        )
-
-
-def describe_mask(mask: Tensor, queries: int, keys: int) -> AttentionMask:
-    """The shortest description that allows exactly what ``mask`` allows.
-
-    Args:
-        mask: Boolean (true where a key is seen) or added to the scores; ``[..., N, M]``, or ``[..., 1, M]``
-            for all queries alike, where one of the leading sides may be the heads'.
-        queries: N.
-        keys: M; a mask with more columns is cropped, as the kernels do.
-
-    Returns:
-        Causal, sliding-window, prefix and padding masks by their numbers; anything else with its dense form.
-    """
-    mask = mask[..., :queries, :keys]
-    mask = mask.expand(*mask.shape[:-2], queries, keys).reshape(-1, queries, keys)
-    if mask.dtype == torch.bool:
-        allowed = mask
-        bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -torch.inf)
-    else:
-        # Models write "never" as -inf or as the lowest number of their type; neither leaves any weight.
-        allowed = mask > torch.finfo(mask.dtype).min / 2
-        bias = mask.float().masked_fill(~allowed, -torch.inf)
-    plain = bool((bias.masked_fill(~allowed, 0.0) == 0).all()) and bool(
-        (allowed == allowed[:1]).all()
-    )
-    if plain:
-        rows = torch.arange(queries, device=mask.device)
-        for guess in _guesses(allowed[0]):
-            said = guess.allowed(rows, slice(0, keys))
-            if torch.equal(allowed[0], torch.ones_like(allowed[0]) if said is None else said):
-                return guess
-    return AttentionMask(dense=bias if not plain else bias[:1])
-
-
-def _guesses(allowed: Bool[Tensor, "N M"]) -> Iterator[AttentionMask]:
-    """The parameters that a mask of each known kind would have; the caller verifies them on every entry."""
-    queries, keys = allowed.shape
-    seen = allowed.any(0).nonzero().flatten()
-    if len(seen) == 0:
-        return
-    start, stop = int(seen[0]), int(seen[-1]) + 1
-    padded = AttentionMask(start=start, stop=None if stop == keys else stop)
-    yield padded
-    if queries != keys:
-        return
-    # Only a window lets the last query that sees anything miss the first key, or leaves later ones blind.
-    last = int(allowed.any(1).nonzero()[-1])
-    first = int(allowed[last].nonzero()[0])
-    window = last - first + 1 if first > start or last < queries - 1 else None
-    ahead = allowed[0].nonzero().flatten()  # more than itself in a prefix
-    prefix = int(ahead[-1]) + 1 if len(ahead) else 0
-    yield replace(padded, causal=True, window=window, prefix=prefix if prefix > 1 else 0)
 
 
 def site_name(tower: str, layer: int, *, cross: bool = False) -> str:
@@ -244,6 +65,31 @@ class AttentionCall:
                 f"{self.site}: {heads} query heads cannot share {groups} key heads evenly: the adapter names "
                 "an operation that is no attention call"
             )
+
+    @classmethod
+    def of_weights(
+        cls, tower: str, layer: int, weights: Float[Tensor, "H N M"], *, cross: bool = False
+    ) -> AttentionCall:
+        """A call from the weights themselves, for models that build them; the gradient of its output is then ``∂A``.
+
+        Args:
+            tower: As the attribute.
+            layer: As the attribute.
+            weights: ``A``; each row sums to 1.
+            cross: As the attribute.
+        """
+        queries, keys = weights.shape[1:]
+        return cls(
+            tower=tower,
+            layer=layer,
+            query=torch.eye(queries, device=weights.device).expand(len(weights), -1, -1),
+            # e to this is 0 in float32, and unlike minus infinity it times 0 is 0.
+            key=weights.float().log().clamp(min=-1e4).mT,
+            value=torch.eye(keys, device=weights.device).expand(len(weights), -1, -1),
+            scale=1.0,
+            mask=AttentionMask(),
+            cross=cross,
+        )
 
     @property
     def site(self) -> str:

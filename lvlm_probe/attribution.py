@@ -127,6 +127,12 @@ class Attribution:
             )
         return [(grid, scores[grid.positions].view(grid.rows, grid.columns)) for grid in grids]
 
+    def _json_of(self, index: int) -> list[Any]:
+        span = self.layout.image(index)
+        if not (span.tokens if self.patches is None else span.patches):
+            return []
+        return [_rounded(scores) for _, scores in self._grids(index, None)]
+
     def plot(self, image: int = 0) -> Figure:
         """The image with its map, the explained token marked in the answer, the question shaded.
 
@@ -141,14 +147,20 @@ class Attribution:
         return draw(self, image)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain lists and numbers."""
+        """Everything but the pictures, as plain lists and numbers.
+
+        ``images`` has each image's scores [R C], None where it has no one grid; ``grids`` has them on each of its
+        grids, in the layout's order: several for tiles, none for queries.
+        """
+        grids = [self._json_of(i) for i in range(len(self.layout.images))]
         return {
             "recipe": self.recipe,
             "target": self.target.to_json(),
             "word": self.word,
             "words": list(self.words),
             "tokens": _rounded(self.tokens),
-            "images": [_rounded(self.image(i)) for i in range(len(self.layout.images))],
+            "images": [g[0] if len(g) == 1 else None for g in grids],
+            "grids": grids,
             "layers": None if self.layers is None else _rounded(self.layers),
             "heads": None if self.heads is None else _rounded(self.heads),
             "layout": self.layout.to_json(),

@@ -11,26 +11,35 @@ nnsight 0.8 facts that this module stands on, each held by a test: `Cache.subscr
 
 from __future__ import annotations
 
+import inspect
 import re
 import threading
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
 from lvlm_probe.errors import CaptureError
 
-__all__ = ["Tap", "observed", "untouched"]
+__all__ = ["Kind", "Tap", "attention_kind", "observed", "untouched"]
 
 T = TypeVar("T")
 Observer = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 Entered = Callable[[tuple[Any, ...], dict[str, Any]], None]
 
-_ATTENTION = re.compile(r"(attention_interface|.*scaled_dot_product_attention)_\d+$")
+Kind = Literal["interface", "function", "softmax", "module"]
+
+# What a module's forward calls, the surest sign first; a name that nnsight gives to a call ends in its number.
+_CALLS: dict[Kind, str] = {
+    "interface": r"attention_interface",
+    "function": r"\w*scaled_dot_product_attention",
+    "softmax": r"\w*[sS]oftmax",
+}
 _CAPTURING = (
     "_output_capturing_hooks_installed"  # how transformers marks a model that has its hooks
 )
@@ -156,8 +165,8 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
     watching: dict[str, list[Tap]] = {}
     for tap in taps:
         module = _descend(envoy, tap.path)
-        location = _operation(module, tap.path) if tap.attention else module.path
-        watching.setdefault(location, []).append(tap)
+        for location in _operations(module, tap.path) if tap.attention else [module.path]:
+            watching.setdefault(location, []).append(tap)
 
     class Relay(Cache):
         def __init__(self) -> None:
@@ -169,15 +178,24 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
             if slot == "inputs":
                 self.visits[location].append(value)
                 for tap in watching[location]:
-                    if tap.entered is not None:
+                    if tap.entered is not None and not (tap.attention and _assigned(value)):
                         tap.entered(*value)
             else:
                 args, kwargs = self.visits[location].pop()
                 for tap in watching[location]:
-                    if tap.observer is not None:
+                    # An assignment of an attention function goes by the same name as its calls.
+                    if tap.observer is not None and not (
+                        tap.attention and inspect.isroutine(value)
+                    ):
                         tap.observer(args, kwargs, value)
 
     return Relay()
+
+
+def _assigned(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
+    """Whether an attention function was assigned, not called."""
+    args, kwargs = inputs
+    return not any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
 
 
 def _descend(envoy: Any, path: str) -> Any:
@@ -196,21 +214,46 @@ def _descend(envoy: Any, path: str) -> Any:
     return envoy
 
 
-def _operation(module: Any, path: str) -> str:
-    """Where nnsight locates the attention function that this module calls.
+@cache
+def attention_kind(module: type[nn.Module]) -> Kind | None:
+    """How modules of this class attend, from the source of their forward.
+
+    Returns:
+        ``"interface"`` for transformers' attention function, which is given the module and the factors;
+        ``"function"`` for torch's ``scaled_dot_product_attention``; ``"softmax"`` for a forward that makes the weights
+        itself; ``"module"`` for torch's ``MultiheadAttention``; None for one that does none of these.
+    """
+    if issubclass(module, nn.MultiheadAttention):
+        return "module"
+    try:
+        source = inspect.getsource(module.forward)
+    except (OSError, TypeError):
+        return None
+    return next((kind for kind, name in _CALLS.items() if re.search(rf"{name}\(", source)), None)
+
+
+def _operations(module: Any, path: str) -> list[str]:
+    """Where nnsight locates the calls of the attention function in this module; one forward runs some of them.
 
     Raises:
         CaptureError: If it calls none that can be watched.
     """
-    names = [name for name in module.source.names if _ATTENTION.match(name)]
+    kind = attention_kind(type(module._module))
+    if kind == "module":
+        return [module.path]
+    names: list[str] = []
+    if kind is not None:
+        known = list(module.source.names)
+        names = [name for name in known if re.match(rf"{_CALLS[kind]}_\d+$", name)]
+        # nn.Softmax(...)(scores): its call comes after its making.
+        names = [known[known.index(n) + 1] if n.startswith("nn_Softmax") else n for n in names]
     if not names:
         raise CaptureError(
             f"module {path!r} ({type(module._module).__name__}) calls no attention function that can be "
-            "watched: name the module whose forward calls attention_interface or "
-            "scaled_dot_product_attention in the adapter"
+            "watched: name the module whose forward calls attention_interface, "
+            "scaled_dot_product_attention or softmax in the adapter"
         )
-    # An assignment of the function comes before its call, under the same name.
-    return f"{module.path}.source.{names[-1]}"
+    return [f"{module.path}.source.{name}" for name in names]
 
 
 def _interleave(envoy: Any, relay: Any, call: Callable[[], T]) -> T:

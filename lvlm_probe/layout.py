@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,118 +21,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lvlm_probe.errors import LayoutError
+from lvlm_probe.grid import Box, PatchGrid
 
 __all__ = ["Box", "ImageSpan", "PatchGrid", "TokenLayout"]
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """A rectangle in pixels of the original image; it may reach beyond the image where that was padded.
-
-    Attributes:
-        left: First x inside.
-        top: First y inside.
-        right: First x beyond.
-        bottom: First y beyond.
-
-    Raises:
-        LayoutError: If it has no area.
-    """
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def __post_init__(self) -> None:
-        if not (self.left < self.right and self.top < self.bottom):
-            raise LayoutError(
-                f"box {self.left, self.top, self.right, self.bottom} has no area: "
-                "give left < right and top < bottom"
-            )
-
-
-@dataclass(frozen=True, slots=True)
-class PatchGrid:
-    """A regular grid of tokens, row by row, over a rectangle of the original image.
-
-    Attributes:
-        start: Position of the top left token.
-        rows: R.
-        columns: C.
-        box: What the whole grid shows.
-        row_stride: Positions from one row's first token to the next row's; more than ``columns``
-            where a separator token ends each row. 0 stands for ``columns``.
-
-    Raises:
-        LayoutError: If a side is empty or rows overlap.
-    """
-
-    start: int
-    rows: int
-    columns: int
-    box: Box
-    row_stride: int = 0
-
-    def __post_init__(self) -> None:
-        if self.start < 0 or self.rows < 1 or self.columns < 1:
-            raise LayoutError(
-                f"a grid of {self.rows} × {self.columns} tokens from position {self.start} is empty: "
-                "rows and columns start at 1, positions at 0"
-            )
-        if self.row_stride and self.row_stride < self.columns:
-            raise LayoutError(
-                f"rows of {self.columns} tokens overlap at a row stride of {self.row_stride}: "
-                "the stride is at least the number of columns"
-            )
-
-    @property
-    def positions(self) -> list[int]:
-        """R × C positions, row by row."""
-        stride = self.row_stride or self.columns
-        return [self.start + r * stride + c for r in range(self.rows) for c in range(self.columns)]
-
-    @property
-    def stop(self) -> int:
-        """One past the last position."""
-        return self.start + (self.rows - 1) * (self.row_stride or self.columns) + self.columns
-
-    def cell(self, row: int, column: int) -> Box:
-        """What the token at ``row``, ``column`` shows."""
-        width = (self.box.right - self.box.left) / self.columns
-        height = (self.box.bottom - self.box.top) / self.rows
-        left, top = self.box.left + column * width, self.box.top + row * height
-        return Box(left, top, left + width, top + height)
-
-    def on_pixels(
-        self, scores: Float[Tensor, "R C"], size: tuple[int, int]
-    ) -> Float[Tensor, "Y X"]:
-        """Each pixel takes the score of the token that shows its centre; 0 where none does.
-
-        Args:
-            scores: One an element of the grid.
-            size: Y, X of the original image.
-
-        Raises:
-            LayoutError: If ``scores`` has another shape than the grid.
-        """
-        if tuple(scores.shape) != (self.rows, self.columns):
-            raise LayoutError(
-                f"scores of shape {tuple(scores.shape)} do not fit a grid of "
-                f"{self.rows} × {self.columns} tokens: give one score a token"
-            )
-        row = _cells_of_centres(size[0], self.box.top, self.box.bottom, self.rows)
-        column = _cells_of_centres(size[1], self.box.left, self.box.right, self.columns)
-        inside = (row >= 0)[:, None] & (column >= 0)[None, :]
-        painted = scores[row.clamp(min=0)][:, column.clamp(min=0)]
-        return torch.where(inside.to(painted.device), painted, torch.zeros_like(painted))
-
-
-def _cells_of_centres(pixels: int, low: float, high: float, cells: int) -> Tensor:
-    """Index of the cell under each pixel's centre; -1 outside ``low`` to ``high``."""
-    # Multiplied before it is divided: a centre on the edge of two cells is then never rounded into the earlier one.
-    index = np.floor((np.arange(pixels) + 0.5 - low) * cells / (high - low)).astype(np.int64)
-    return torch.from_numpy(np.where((index >= 0) & (index < cells), index, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +33,16 @@ class ImageSpan:
     Attributes:
         size: Y, X of the original image, in pixels.
         start: First position of its visual tokens along N.
-        stop: One past the last, separators included.
+        stop: One past the last, separators included; ``start`` where the prompt has no token for the image, which
+            is reached by cross-attention alone.
         tokens: Where its visual tokens lie on the image; several grids where it was cut into tiles; none where each
-            is a query that saw all patches, as a Q-Former's do.
-        patches: The same for the positions of the vision encoder (P); empty where there is none.
+            is a query that saw the whole image, as a Q-Former's do.
+        patches: The same for the positions of the vision encoder (P); empty where there is none, or where they
+            form no grid. Where both have as many grids, the first of one shows what the first of the other does.
 
     Raises:
-        LayoutError: If a grid leaves the span, or there is none, not of patches either.
+        LayoutError: If a grid leaves the span, a position lies in two grids, or the image has neither positions
+            nor patches.
     """
 
     size: tuple[int, int]
@@ -158,15 +52,20 @@ class ImageSpan:
     patches: tuple[PatchGrid, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.tokens and not self.patches:
+        if not self.patches and (not self.tokens and self.start == self.stop):
             raise LayoutError(
-                "an image has no grid of visual tokens nor of patches: give at least one"
+                "an image has no grid of visual tokens nor of patches, and no position: give at least one"
             )
         for grid in self.tokens:
             if grid.start < self.start or grid.stop > self.stop:
                 raise LayoutError(
                     f"a grid over positions {grid.start} to {grid.stop - 1} leaves its image's span, "
                     f"{self.start} to {self.stop - 1}: widen the span or mend the grid"
+                )
+        for what, grids in (("visual token", self.tokens), ("patch", self.patches)):
+            if (twice := _first_twice(grids)) is not None:
+                raise LayoutError(
+                    f"{what} {twice} lies in two grids of one image: a position shows one place"
                 )
 
     @property
@@ -177,8 +76,13 @@ class ImageSpan:
         return [position for grid in self.tokens for position in grid.positions]
 
     def seen(self) -> Bool[Tensor, "Y X"]:
-        """Which pixels of the original image some visual token shows; the others were cropped away."""
+        """Which pixels of the original image reach the model; the others were cropped away.
+
+        All of them where nothing is known but that queries saw the image.
+        """
         grids = self.tokens or self.patches
+        if not grids:
+            return torch.ones(self.size, dtype=torch.bool)
         shown = [g.on_pixels(torch.ones(g.rows, g.columns), self.size) for g in grids]
         return torch.stack(shown).sum(0) > 0
 
@@ -186,7 +90,8 @@ class ImageSpan:
         """Scores of the visual tokens handed on to the patches that each token shows.
 
         A token's score is shared evenly among the patches whose centres lie in its cell, so the sum
-        stays as it was: one patch for a projector that works token by token, four for a 2 × 2 merge.
+        stays as it was: one patch for a projector that works token by token, four for a 2 × 2 merge. Patches beyond
+        all tokens, dropped as padding, get nothing. Thumbnail and tiles are kept apart.
 
         Args:
             scores: Along N.
@@ -195,62 +100,100 @@ class ImageSpan:
         Raises:
             LayoutError: If the image has no patches, or a token shows none.
         """
-        if len(self.patches) != len(self.tokens):
+        spread = scores.new_zeros(*scores.shape[:-1], width)
+        for tokens, patches in self._matched():
+            owner = torch.cat([_owners(tokens, grid) for grid in patches])
+            position = torch.tensor([p for grid in patches for p in grid.positions])
+            share = torch.bincount(
+                owner[owner >= 0], minlength=sum(g.rows * g.columns for g in tokens)
+            )
+            if int(share.min()) == 0:
+                raise LayoutError(
+                    f"{_shapes(tokens)} visual tokens lie over {_shapes(patches)} patches and some token shows no "
+                    "patch: mend the adapter's grids"
+                )
+            device = scores.device
+            of = torch.tensor([p for grid in tokens for p in grid.positions], device=device)
+            each = scores[..., of] / share.to(device)
+            shown = owner >= 0
+            spread.index_add_(
+                -1, position[shown].to(device), each[..., owner[shown].to(device)].to(spread.dtype)
+            )
+        return spread
+
+    def _matched(self) -> list[tuple[tuple[PatchGrid, ...], tuple[PatchGrid, ...]]]:
+        """Token grids with the patch grids that they were made of.
+
+        Raises:
+            LayoutError: If that cannot be told.
+        """
+        if self.tokens and len(self.tokens) == len(self.patches):
+            return [((t,), (p,)) for t, p in zip(self.tokens, self.patches, strict=True)]
+        tokens, patches = _by_scale(self.tokens), _by_scale(self.patches)
+        if not tokens or len(tokens) != len(patches):
             raise LayoutError(
                 f"an image has {len(self.tokens)} grids of visual tokens and {len(self.patches)} of patches: "
                 "relevance cannot go on into its vision encoder; ask for the language model's alone"
             )
-        spread = scores.new_zeros(*scores.shape[:-1], width)
-        for tokens, patches in zip(self.tokens, self.patches, strict=True):
-            row = _cells_of_patches(
-                patches.rows,
-                patches.box.top,
-                patches.box.bottom,
-                tokens.rows,
-                tokens.box.top,
-                tokens.box.bottom,
-            )
-            column = _cells_of_patches(
-                patches.columns,
-                patches.box.left,
-                patches.box.right,
-                tokens.columns,
-                tokens.box.left,
-                tokens.box.right,
-            )
-            token = (row[:, None] * tokens.columns + column[None, :]).flatten()
-            share = torch.bincount(token, minlength=tokens.rows * tokens.columns)
-            if int(share.min()) == 0:
-                raise LayoutError(
-                    f"{tokens.rows} × {tokens.columns} visual tokens lie over {patches.rows} × {patches.columns} "
-                    "patches and some token shows no patch: mend the adapter's grids"
-                )
-            device = scores.device
-            per_token = scores[..., torch.tensor(tokens.positions, device=device)] / share.to(
-                device
-            )
-            spread[..., torch.tensor(patches.positions, device=device)] = per_token[
-                ..., token.to(device)
-            ]
-        return spread
+        # One grid of tokens over several tiles of patches, say, and a thumbnail of its own scale beside them.
+        return list(zip(tokens, patches, strict=True))
+
+
+def _first_twice(grids: Sequence[PatchGrid]) -> int | None:
+    seen: set[int] = set()
+    for grid in grids:
+        for position in grid.positions:
+            if position in seen:
+                return position
+            seen.add(position)
+    return None
+
+
+def _shapes(grids: Sequence[PatchGrid]) -> str:
+    return " and ".join(f"{grid.rows} × {grid.columns}" for grid in grids)
+
+
+def _by_scale(grids: Sequence[PatchGrid]) -> list[tuple[PatchGrid, ...]]:
+    """Grids with cells of about one size put together, the finest first."""
+
+    def side(grid: PatchGrid) -> float:
+        cell = grid.cell(0, 0)
+        return ((cell.right - cell.left) * (cell.bottom - cell.top)) ** 0.5
+
+    groups: list[list[PatchGrid]] = []
+    for grid in sorted(grids, key=side):
+        if groups and side(grid) < 1.25 * side(groups[-1][0]):
+            groups[-1].append(grid)
+        else:
+            groups.append([grid])
+    return [tuple(group) for group in groups]
+
+
+def _owners(tokens: Sequence[PatchGrid], patches: PatchGrid) -> Tensor:
+    """For each patch, row by row, the token in whose cell its centre lies, counted through all grids; -1 for none."""
+    owner = torch.full((patches.rows, patches.columns), -1)
+    first = 0
+    for grid in tokens:
+        row = _cells_of_patches(
+            patches.rows, patches.box.top, patches.box.bottom, grid.rows, grid.box.top, grid.box.bottom
+        )  # fmt: skip
+        column = _cells_of_patches(
+            patches.columns, patches.box.left, patches.box.right, grid.columns, grid.box.left, grid.box.right
+        )  # fmt: skip
+        inside = (row >= 0)[:, None] & (column >= 0)[None, :]
+        index = first + row[:, None] * grid.columns + column[None, :]
+        owner = torch.where(inside & (owner < 0), index, owner)
+        first += grid.rows * grid.columns
+    return owner.flatten()
 
 
 def _cells_of_patches(
     patches: int, low: float, high: float, cells: int, cells_low: float, cells_high: float
 ) -> Tensor:
-    """Along one axis: the cell in which each patch's centre lies.
-
-    Raises:
-        LayoutError: If a patch lies in none.
-    """
+    """Along one axis: the cell in which each patch's centre lies; -1 for none."""
     centres = low + (np.arange(patches) + 0.5) * (high - low) / patches
     index = np.floor((centres - cells_low) * cells / (cells_high - cells_low)).astype(np.int64)
-    if index.min() < 0 or index.max() >= cells:
-        raise LayoutError(
-            f"patches from {low} to {high} reach beyond their visual tokens, {cells_low} to {cells_high}: "
-            "mend the adapter's boxes"
-        )
-    return torch.from_numpy(index)
+    return torch.from_numpy(np.where((index >= 0) & (index < cells), index, -1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +205,8 @@ class TokenLayout:
         answer_start: First answer position; ``length`` if there is no answer.
         images: One span an image, in reading order.
         patch_count: P, positions of the vision encoder; 0 where there is none.
+        encoder_length: Of an encoder–decoder: how many positions are its encoder's; they come first.
+        unmapped: Why nobody knows which positions show the images that were given; empty where ``images`` says it.
 
     Raises:
         LayoutError: If spans overlap, or one leaves the prompt.
@@ -271,6 +216,8 @@ class TokenLayout:
     answer_start: int
     images: tuple[ImageSpan, ...] = ()
     patch_count: int = 0
+    encoder_length: int = 0
+    unmapped: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.answer_start <= self.length:
@@ -280,7 +227,7 @@ class TokenLayout:
             )
         end = 0
         for number, span in enumerate(self.images):
-            if not end <= span.start < span.stop <= self.answer_start:
+            if not end <= span.start <= span.stop <= self.answer_start:
                 raise LayoutError(
                     f"image {number} lies at positions {span.start} to {span.stop - 1}: images follow each other "
                     f"in the prompt, here from {end} to {self.answer_start - 1}"
@@ -290,6 +237,11 @@ class TokenLayout:
                 raise LayoutError(
                     f"image {number} names patches beyond the vision encoder's {self.patch_count} positions"
                 )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any image was given, mapped or not."""
+        return bool(self.images or self.unmapped)
 
     @property
     def has_queries(self) -> bool:
@@ -318,15 +270,52 @@ class TokenLayout:
         Raises:
             LayoutError: If there is no such image.
         """
+        if self.unmapped:
+            raise LayoutError(f"the pixels of image {index} cannot be told: {self.unmapped}")
         if not 0 <= index < len(self.images):
             raise LayoutError(
                 f"there is no image {index}: this sequence has {len(self.images)}, counted from 0"
             )
         return self.images[index]
 
+    def tokens_in_box(self, image: int, box: Box) -> list[int]:
+        """Positions along N that show some part of a rectangle of an image, all tiles and the thumbnail included.
+
+        Args:
+            image: Index.
+            box: In pixels of the original image.
+
+        Returns:
+            In rising order. Queries saw the whole image: then all of its positions.
+
+        Raises:
+            LayoutError: If there is no such image.
+        """
+        span = self.image(image)
+        if not span.tokens:
+            return span.positions
+        return sorted(p for grid in span.tokens for p in grid.overlapping(box))
+
+    def patches_in_box(self, image: int, box: Box) -> list[int]:
+        """The same along P; empty where the layout knows no patches.
+
+        Args:
+            image: Index.
+            box: In pixels of the original image.
+
+        Raises:
+            LayoutError: If there is no such image.
+        """
+        return sorted(p for grid in self.image(image).patches for p in grid.overlapping(box))
+
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers; :meth:`from_json` reads it back."""
-        return asdict(self)
+        data = asdict(self)
+        for span in data["images"]:
+            for grid in (*span["tokens"], *span["patches"]):
+                if not grid["order"]:
+                    del grid["order"]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TokenLayout:
@@ -337,9 +326,7 @@ class TokenLayout:
         """
 
         def grids(rows: Sequence[Mapping[str, Any]]) -> tuple[PatchGrid, ...]:
-            return tuple(
-                PatchGrid(**cast("Any", {**row, "box": Box(**row["box"])})) for row in rows
-            )
+            return tuple(PatchGrid(**_grid_fields(row)) for row in rows)
 
         images = tuple(
             ImageSpan(
@@ -351,4 +338,15 @@ class TokenLayout:
             )
             for span in data["images"]
         )
-        return cls(data["length"], data["answer_start"], images, data["patch_count"])
+        return cls(
+            data["length"],
+            data["answer_start"],
+            images,
+            data["patch_count"],
+            data.get("encoder_length", 0),
+            data.get("unmapped", ""),
+        )
+
+
+def _grid_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "box": Box(**row["box"]), "order": tuple(row.get("order", ()))}

@@ -22,19 +22,20 @@ def provenance(name: str, model: Any, processor: Any) -> dict[str, Any]:
         model: Of transformers, or another with a configuration.
         processor: Or None.
     """
-    config = model.config
-    text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    config: Any = getattr(model, "config", None)
+    said = config.to_dict() if hasattr(config, "to_dict") else {"class": type(model).__qualname__}
+    text = json.dumps(said, sort_keys=True, default=str)
     return {
         "model": {
             "id": name,
             "revision": getattr(config, "_commit_hash", None),
-            "type": config.model_type,
+            "type": getattr(config, "model_type", None),
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "weights_sha256": _fingerprint(model),
         },
         "processor": _settings(processor),
         "kernel": getattr(config, "_attn_implementation", None),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {
             name: version(name) for name in ("lvlm-probe", "nnsight", "torch", "transformers")
         },
@@ -56,4 +57,7 @@ def _fingerprint(model: nn.Module) -> str:
 def _settings(processor: Any) -> Any:
     if processor is None or not hasattr(processor, "to_dict"):
         return None
-    return json.loads(json.dumps(processor.to_dict(), default=str))
+    try:
+        return json.loads(json.dumps(processor.to_dict(), default=str))
+    except ValueError as error:  # some cannot tell their own settings
+        return {"class": type(processor).__name__, "settings": f"not to be had: {error}"}

@@ -48,6 +48,7 @@ class Context:
         target: What is explained, counted from the answer's start.
         depth: Layers that will be fed, by tower; a tower that was not captured is absent.
         sites: Names of the attention calls that will be fed, in the order of the forward pass.
+        sizes: How many queries and keys each of them has; empty until the forward pass is over.
         images: The pictures that were asked about.
         meta: Provenance, for the attribution's ``meta``.
     """
@@ -59,6 +60,7 @@ class Context:
     sites: tuple[str, ...]
     images: tuple[Image.Image, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict[str, tuple[int, int]])
 
     @property
     def position(self) -> int:

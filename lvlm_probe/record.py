@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from lvlm_probe.attention import AttentionCall
-from lvlm_probe.capture import Capture, stream
+from lvlm_probe.capture import Capture
 from lvlm_probe.store import SHARD_SIZE, Spool, load_trace, save_trace
+from lvlm_probe.stream import stream
 from lvlm_probe.target import Target
 from lvlm_probe.trace import Trace
 
 if TYPE_CHECKING:
-    from lvlm_probe.probe import Case
+    from lvlm_probe.case import Case
 
 __all__ = ["record"]
 
@@ -30,7 +31,7 @@ def record(
     spool = None if path is None else Spool(path.parent)
     recorder = _Recorder(capture, spool)
     try:
-        recorder.put("tokens.ids", case.inputs["input_ids"][0])
+        recorder.put("tokens.ids", case.ids)
         if capture.images:
             for number, picture in enumerate(case.images):
                 recorder.put(f"image.{number}", torch.from_numpy(np.array(picture)))
@@ -43,6 +44,7 @@ def record(
             targets,
             recorder,
             case.token_id,
+            case.answer_ids,
             progress,
             case.probe.checkpointing,
         )
@@ -70,6 +72,7 @@ class _Recorder:
         self.spool = spool
         self.held: dict[str, Tensor] = {}
         self.sites: dict[str, dict[str, Any]] = {}
+        self.fed: set[str] = set()  # sites that feed some target
 
     def put(self, name: str, value: Tensor) -> None:
         if value.is_floating_point() and self.capture.dtype is not None:
@@ -86,6 +89,8 @@ class _Recorder:
     def call(self, call: AttentionCall, output: Tensor) -> None:
         self.sites[call.site] = {
             "heads": call.heads,
+            "queries": call.queries,
+            "keys": call.keys,
             "order": len(self.sites),
             "mask": call.mask.to_json(),
             "scale": call.scale,
@@ -101,7 +106,11 @@ class _Recorder:
 
     def gradient(self, call: AttentionCall, target: Target) -> None:
         assert call.output_grad is not None
+        self.fed.add(call.site)
         self.put(f"{call.site}.output_grad.{target.name}", call.output_grad)
+
+    def forwarded(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Each call told its own."""
 
     def passed(self, target: Target) -> None:
         """Nothing is left to do."""
@@ -114,11 +123,13 @@ def _document(
     targets: list[Target],
     values: Mapping[str, float],
 ) -> dict[str, Any]:
-    ids = case.inputs["input_ids"][0]
     depth: dict[str, int] = {}
     for site in recorder.sites if capture.attention else ():
         tower, _, layer, _ = site.split(".")
         depth[tower] = max(depth.get(tower, 0), int(layer) + 1)
+    if targets:
+        for name, facts in recorder.sites.items():
+            facts["feeds"] = name in recorder.fed
     return {
         **case.probe.provenance,
         "prompt": case.prompt,
@@ -131,7 +142,7 @@ def _document(
         "targets": {
             target.name: {
                 **target.to_json(),
-                "token_id": int(ids[case.layout.answer_start + target.index]),
+                "token_id": int(case.answer_ids[target.index]),
                 "value": values[target.name],
             }
             for target in targets

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
-from lvlm_probe.capture import TOWERS, Capture, attention_sites, stream
+from lvlm_probe.capture import TOWERS, Capture
 from lvlm_probe.errors import RecipeError
+from lvlm_probe.layout import TokenLayout
 from lvlm_probe.recipe import Cached, Context, Reducer, Together, TraceRecipe, begin
+from lvlm_probe.stream import stream
 from lvlm_probe.target import Target
+from lvlm_probe.visits import attention_sites
 
 if TYPE_CHECKING:
-    from lvlm_probe.probe import Case
+    from lvlm_probe.case import Case
     from lvlm_probe.trace import Trace
 
 __all__ = ["BUDGET", "reduce_live", "reduce_trace"]
@@ -25,6 +28,7 @@ BUDGET = 2**30
 """Bytes of gradients kept so that several targets can share a sweep, unless the user says otherwise."""
 
 Reducers = Mapping[Target, Reducer]
+Begun = Callable[[Mapping[str, tuple[int, int]]], Reducers]
 
 
 def reduce_live(
@@ -50,7 +54,7 @@ def reduce_live(
         RecipeError: If the recipe takes no such option, or needs a tower that the case does not have.
     """
     sites = case.probe.sites
-    towers = sites.towers(TOWERS, images=bool(case.layout.images))
+    towers = sites.towers(TOWERS, images=case.layout.has_images)
     depth = {tower: len(layers) for tower, layers in towers.items()}
     context = Context(
         layout=case.layout,
@@ -61,7 +65,13 @@ def reduce_live(
         images=case.images,
         meta={"model": case.probe.provenance["model"], "options": dict(options)},
     )
-    reducers = _begun(recipe, context, targets, options)
+
+    def begun(sizes: Mapping[str, tuple[int, int]]) -> Reducers:
+        """Anew after the forward pass, which tells what the model really did."""
+        known = replace(context, sites=tuple(sizes), sizes=sizes) if sizes else context
+        return _begun(recipe, known, targets, options)
+
+    reducers = begun({})
     wanted = next(iter(reducers.values())).towers
     if missing := [tower for tower in wanted if tower not in depth]:
         raise RecipeError(
@@ -70,11 +80,11 @@ def reduce_live(
         )
     passes: Sequence[Target] = targets
     if not recipe.gradients:
-        feed, passes = _Forward(reducers, wanted), ()
+        feed, passes = _Forward(begun), ()
     elif _cached(reducers):
-        feed, passes = _CachedRows(reducers, case.layout.answer_start), _steps(targets)
+        feed, passes = _CachedRows(begun, case.layout), _steps(targets)
     else:
-        feed = _Backward(recipe, reducers, budget, case.probe.checkpointing)
+        feed = _Backward(begun, recipe, budget, case.probe.checkpointing)
     stream(
         case.probe.model,
         sites,
@@ -84,11 +94,12 @@ def reduce_live(
         passes,
         feed,
         case.token_id,
+        case.answer_ids,
         progress,
         case.probe.checkpointing,
     )
     feed.close()
-    return [reducers[target].result() for target in targets]
+    return [feed.reducers[target].result() for target in targets]
 
 
 def reduce_trace(
@@ -106,12 +117,15 @@ def reduce_trace(
         RecipeError: If the recipe takes no such option.
         TraceError: If what it needs was not recorded.
     """
+    names = [name for tower in TOWERS for name in trace.sites(tower)]
+    facts = trace.meta["sites"]
     context = Context(
         layout=trace.layout,
         words=trace.words,
         target=targets[0],
         depth={tower: int(depth) for tower, depth in trace.meta["depth"].items()},
-        sites=tuple(name for tower in TOWERS for name in trace.sites(tower)),
+        sites=tuple(names),
+        sizes={n: (facts[n]["queries"], facts[n]["keys"]) for n in names if "queries" in facts[n]},
         images=trace.images,
         meta={"model": trace.meta["model"], "options": dict(options)},
     )
@@ -119,6 +133,8 @@ def reduce_trace(
     cached = _cached(reducers)
     for tower in next(iter(reducers.values())).towers:
         for name in reversed(trace.sites(tower)):
+            if recipe.gradients and not facts[name].get("feeds", True):
+                continue  # the model ran it, and the answer does not depend on it
             bare = trace.site(name)
             if not recipe.gradients:
                 calls = [bare] * len(reducers)
@@ -149,7 +165,7 @@ def _steps(targets: Sequence[Target]) -> list[Target]:
 
 def _composed(trace: Trace, call: AttentionCall, target: Target) -> AttentionCall:
     """The call with each row's gradient from the answer token that was decoded when the row was new."""
-    rows = _CachedRows({}, trace.layout.answer_start)
+    rows = _CachedRows(lambda sizes: {}, trace.layout)
     for step in _steps([target]):
         rows.gradient(call.with_gradient(trace.gradient(call, step)), step)
     return rows.calls[call.site]
@@ -164,13 +180,25 @@ def _feed(recipe: TraceRecipe, reducers: Sequence[Reducer], calls: Sequence[Atte
 
 
 class _Sink:
-    """Ignores what nobody asked for."""
+    """Ignores what nobody asked for; starts the reducers as the forward pass ends."""
+
+    def __init__(self, begun: Begun) -> None:
+        self.begun = begun
+        self.reducers: Reducers = {}
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Whose calls the reducers want; fewer than were watched, where a tower turned out not to be what it takes."""
+        return next(iter(self.reducers.values())).towers
 
     def tensor(self, name: str, value: Tensor) -> None:
         pass
 
     def call(self, call: AttentionCall, output: Tensor) -> None:
         pass
+
+    def forwarded(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        self.reducers = self.begun(sizes)
 
     def gradient(self, call: AttentionCall, target: Target) -> None:
         pass
@@ -185,16 +213,16 @@ class _Sink:
 class _Forward(_Sink):
     """For recipes without gradients: keeps every call, and feeds them in backward order at the end."""
 
-    def __init__(self, reducers: Reducers, towers: Sequence[str]) -> None:
-        self.reducers, self.towers = reducers, towers
-        self.kept: dict[str, list[AttentionCall]] = {tower: [] for tower in towers}
+    def __init__(self, begun: Begun) -> None:
+        super().__init__(begun)
+        self.kept: dict[str, list[AttentionCall]] = {}
 
     def call(self, call: AttentionCall, output: Tensor) -> None:
-        self.kept[call.tower].append(call)
+        self.kept.setdefault(call.tower, []).append(call)
 
     def close(self) -> None:
         for tower in self.towers:
-            for call in reversed(self.kept[tower]):
+            for call in reversed(self.kept.get(tower, [])):
                 for reducer in self.reducers.values():
                     reducer.feed(call)
 
@@ -202,11 +230,9 @@ class _Forward(_Sink):
 class _Backward(_Sink):
     """Feeds each call as it comes; or keeps the gradients of as many targets as fit, and feeds them together."""
 
-    def __init__(
-        self, recipe: TraceRecipe, reducers: Reducers, budget: int, recomputed: bool
-    ) -> None:
-        self.recipe, self.reducers, self.budget = recipe, reducers, budget
-        self.recomputed = recomputed
+    def __init__(self, begun: Begun, recipe: TraceRecipe, budget: int, recomputed: bool) -> None:
+        super().__init__(begun)
+        self.recipe, self.budget, self.recomputed = recipe, budget, recomputed
         self.size = 0
         self.waiting: dict[Target, list[AttentionCall]] = {}
 
@@ -224,6 +250,8 @@ class _Backward(_Sink):
         self.size += sum(tensor.numel() * tensor.element_size() for tensor in kept)
 
     def gradient(self, call: AttentionCall, target: Target) -> None:
+        if call.tower not in self.towers:
+            return
         if self.group == 1:
             self.reducers[target].feed(call)
         else:
@@ -243,8 +271,9 @@ class _Backward(_Sink):
 class _CachedRows(_Sink):
     """Puts together, layer by layer, the gradient rows of decoding with a cache; feeds each token when it is due."""
 
-    def __init__(self, reducers: Reducers, answer_start: int) -> None:
-        self.reducers, self.answer_start = reducers, answer_start
+    def __init__(self, begun: Begun, layout: TokenLayout) -> None:
+        super().__init__(begun)
+        self.answer_start = layout.answer_start
         self.calls: dict[str, AttentionCall] = {}
 
     def gradient(self, call: AttentionCall, target: Target) -> None:

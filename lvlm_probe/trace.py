@@ -11,10 +11,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lvlm_probe.attention import AttentionCall, AttentionMask, site_name
+from lvlm_probe.attention import AttentionCall, site_name
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import TraceError
 from lvlm_probe.layout import TokenLayout
+from lvlm_probe.mask import AttentionMask
 from lvlm_probe.recipe import TraceRecipe, find_recipe
 from lvlm_probe.reduce import reduce_trace
 from lvlm_probe.target import Target

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_relevancy import off
 
-from lvlm_probe.attention import AttentionCall, AttentionMask
+from lvlm_probe.attention import AttentionCall
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
+from lvlm_probe.mask import AttentionMask
 from lvlm_probe.recipe import Context
 from lvlm_probe.recipes.relevancy import RELEVANCY
 from lvlm_probe.recipes.relevancy.crossing import across, through_normalized

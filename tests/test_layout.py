@@ -18,8 +18,10 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from lvlm_probe.adapter import visible_box
+from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import AdapterError, LayoutError
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
+from lvlm_probe.target import Target
 
 EXAMPLES = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 SQUARE = Box(0.0, 0.0, 8.0, 8.0)
@@ -266,6 +268,165 @@ def test_json_that_contradicts_itself() -> None:
         TokenLayout.from_json(data)
 
 
+# Orders, tiles and boxes -----------------------------------------------------------------------------------
+
+
+def blocks(rows: int, columns: int, merge: int = 2) -> tuple[int, ...]:
+    """Offsets, row by row, of positions that run block by block."""
+    found = {}
+    offset = 0
+    for top, left in product(range(0, rows, merge), range(0, columns, merge)):
+        for r, c in product(range(merge), range(merge)):
+            found[top + r, left + c] = offset
+            offset += 1
+    return tuple(found[r, c] for r, c in product(range(rows), range(columns)))
+
+
+def test_order_says_where_tokens_lie() -> None:
+    grid = PatchGrid(10, 2, 4, SQUARE, order=blocks(2, 4))
+    assert grid.positions == [10, 11, 14, 15, 12, 13, 16, 17]
+    assert grid.stop == 18
+    assert PatchGrid(3, 1, 2, SQUARE, order=(7, 0)).positions == [10, 3]
+    assert PatchGrid(3, 1, 2, SQUARE, order=(7, 0)).stop == 11
+    assert (
+        PatchGrid(0, 2, 2, SQUARE, order=(0, 1, 2, 3)).positions
+        == PatchGrid(0, 2, 2, SQUARE).positions
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "stride", "message"),
+    [
+        ((0, 1, 2), 0, "2 × 2 tokens names 3 positions, 3 of them distinct"),
+        ((0, 1, 2, 2), 0, "2 × 2 tokens names 4 positions, 3 of them distinct"),
+        ((0, 1, 2, 3, 3), 0, "2 × 2 tokens names 5 positions, 4 of them distinct"),
+        ((1, 2, 3, 4), 0, "starts at 1: it counts from the grid's lowest position"),
+        ((-1, 0, 1, 2), 0, "starts at -1"),
+        ((0, 1, 2, 3), 2, "both a row stride"),
+    ],
+)  # fmt: skip
+def test_an_order_names_each_position_once(
+    order: tuple[int, ...], stride: int, message: str
+) -> None:
+    with pytest.raises(LayoutError, match=message):
+        PatchGrid(0, 2, 2, SQUARE, stride, order)
+
+
+def test_one_position_in_two_grids() -> None:
+    whole, again = PatchGrid(0, 2, 2, SQUARE), PatchGrid(3, 1, 2, SQUARE)
+    with pytest.raises(LayoutError, match="visual token 3 lies in two grids"):
+        ImageSpan((8, 8), 0, 9, (whole, again))
+    with pytest.raises(LayoutError, match="patch 3 lies in two grids"):
+        ImageSpan((8, 8), 0, 9, (), (whole, again))
+    ImageSpan((8, 8), 0, 9, (whole, PatchGrid(4, 1, 2, SQUARE)), (whole,))  # places may overlap
+
+
+def test_order_survives_json_and_is_left_out_where_there_is_none() -> None:
+    span = ImageSpan(
+        (8, 8), 1, 9, (PatchGrid(1, 2, 4, SQUARE, order=blocks(2, 4)),), (PatchGrid(0, 2, 2, SQUARE),)
+    )  # fmt: skip
+    layout = TokenLayout(12, 10, (span,), 4)
+    data = json.loads(json.dumps(layout.to_json()))
+    assert TokenLayout.from_json(data) == layout
+    assert data["images"][0]["tokens"][0]["order"] == [0, 1, 4, 5, 2, 3, 6, 7]
+    assert "order" not in data["images"][0]["patches"][0]
+
+
+@EXAMPLES
+@given(painted_grids(), st.tuples(quarters, quarters, st.integers(1, 60), st.integers(1, 60)))
+def test_tokens_in_a_box_share_an_area_with_it(
+    fields: dict[str, Any], wanted: tuple[float, float, int, int]
+) -> None:
+    """In exact fractions, cell by cell."""
+    rows, columns = fields["rows"], fields["columns"]
+    grid = PatchGrid(2, rows, columns, Box(*fields["box"]), columns + 1)
+    left, top = wanted[:2]
+    box = Box(left, top, left + wanted[2] / 4, top + wanted[3] / 4)
+    span = ImageSpan((9, 9), 1, grid.stop, (grid,), (grid,))
+    layout = TokenLayout(grid.stop + 1, grid.stop + 1, (span,), grid.stop)
+    low, up, right, down = (Fraction(edge) for edge in fields["box"])
+    across, along = (right - low) / columns, (down - up) / rows
+    expected = [
+        grid.positions[r * columns + c]
+        for r, c in product(range(rows), range(columns))
+        if low + c * across < Fraction(box.right) and low + (c + 1) * across > Fraction(box.left)
+        if up + r * along < Fraction(box.bottom) and up + (r + 1) * along > Fraction(box.top)
+    ]
+    assert layout.tokens_in_box(0, box) == expected
+    assert layout.patches_in_box(0, box) == expected
+
+
+def test_a_box_is_shown_by_its_tile_and_by_the_thumbnail() -> None:
+    queries = ImageSpan((4, 4), 16, 19, (), (PatchGrid(24, 2, 2, SQUARE),))
+    layout = TokenLayout(24, 22, (a_span(), queries), 28)
+    assert layout.tokens_in_box(0, Box(10.0, 0.0, 11.0, 1.0)) == [4, 9]
+    assert layout.tokens_in_box(0, Box(0.0, 7.0, 2.0, 9.0)) == [5]
+    assert layout.patches_in_box(0, Box(10.0, 0.0, 11.0, 1.0)) == [4, 20]
+    assert layout.tokens_in_box(1, Box(0.0, 0.0, 1.0, 1.0)) == [16, 17, 18]  # queries saw all
+    assert layout.patches_in_box(1, Box(0.0, 0.0, 1.0, 1.0)) == [24]
+    with pytest.raises(LayoutError, match="there is no image 2"):
+        layout.tokens_in_box(2, SQUARE)
+
+
+def test_spread_over_tiles_with_a_thumbnail_and_dropped_rows() -> None:
+    """One grid of tokens over two tiles whose first and last rows of patches were padding."""
+    image = Box(0.0, 0.0, 16.0, 8.0)
+    thumbnail = PatchGrid(1, 2, 2, Box(0.0, -4.0, 16.0, 12.0))
+    tokens = PatchGrid(5, 2, 4, image, 5)
+    tiles = tuple(
+        PatchGrid(first, 4, 2, Box(left, -4.0, left + 8.0, 12.0))
+        for first, left in ((5, 0.0), (14, 8.0))
+    )
+    span = ImageSpan(
+        (8, 16), 1, 15, (thumbnail, tokens), (PatchGrid(0, 2, 2, thumbnail.box), *tiles)
+    )
+    scores = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
+    wanted = torch.zeros(2, 23)
+    wanted[:, :4] = scores[:, 1:5]
+    for r, c in product(range(2), range(4)):
+        wanted[:, (5, 14)[c // 2] + (r + 1) * 2 + c % 2] = scores[:, 5 + 5 * r + c]
+    assert torch.equal(span.spread(scores, 23), wanted)
+
+
+def test_spread_follows_orders() -> None:
+    span = ImageSpan(
+        (8, 8), 0, 2, (PatchGrid(0, 1, 2, SQUARE, order=(1, 0)),), (PatchGrid(0, 2, 4, SQUARE, order=blocks(2, 4)),)
+    )  # fmt: skip
+    # The first block of patches is the left half, which token 1 shows.
+    assert span.spread(torch.tensor([4.0, 8.0]), 8).tolist() == [2, 2, 2, 2, 1, 1, 1, 1]
+
+
+def tiled(patches: bool) -> Attribution:
+    tokens = torch.zeros(20)
+    tokens[3:15] = torch.arange(1.0, 13.0)
+    queries = ImageSpan((2, 3), 15, 17, (), (PatchGrid(24, 1, 3, Box(0.0, 0.0, 3.0, 2.0)),))
+    return Attribution(
+        "test", Target.of(0), tokens, TokenLayout(20, 19, (a_span(), queries), 27), ("w",) * 20,
+        patches=torch.arange(27.0) if patches else None,
+    )  # fmt: skip
+
+
+def test_tiles_are_stitched_and_scores_of_thumbnail_and_tile_add_up() -> None:
+    found = tiled(patches=False).pixels(0)
+    span = a_span()
+    wanted = sum(
+        painted(grid, tiled(patches=False).tokens[grid.positions].view(grid.rows, grid.columns), span.size)
+        for grid in span.tokens
+    )  # fmt: skip
+    assert torch.equal(found, torch.as_tensor(wanted))
+    assert float(found[0, 0]) == 1.0  # thumbnail alone
+    assert float(found[0, 11]) == 2.0 + 7.0  # and the tile's first row, third column
+
+
+def test_numbers_of_tiles_and_queries_are_saved() -> None:
+    data = json.loads(json.dumps(tiled(patches=False).to_json()))
+    assert data["images"] == [None, None]
+    assert data["grids"] == [[[[1, 2], [3, 4]], [[5, 6, 7], [9, 10, 11]]], []]
+    data = json.loads(json.dumps(tiled(patches=True).to_json()))
+    assert data["images"] == [None, [[24, 25, 26]]]
+    assert [len(grids) for grids in data["grids"]] == [2, 1]
+
+
 # Errors ----------------------------------------------------------------------------------------------------
 
 
@@ -323,8 +484,12 @@ def test_a_grid_stays_in_its_span(start: int, stop: int, grid: PatchGrid) -> Non
 
 
 def test_an_image_has_tokens() -> None:
-    with pytest.raises(LayoutError, match="no grid of visual tokens nor of patches: give"):
-        ImageSpan((8, 8), 0, 4, ())
+    with pytest.raises(
+        LayoutError, match="no grid of visual tokens nor of patches, and no position"
+    ):
+        ImageSpan((8, 8), 4, 4, ())
+    assert ImageSpan((8, 8), 0, 4, ()).positions == [0, 1, 2, 3]  # queries over unknown patches
+    assert ImageSpan((8, 8), 4, 4, (), (PatchGrid(0, 2, 2, SQUARE),)).positions == []
 
 
 @pytest.mark.parametrize(("length", "answer_start"), [(4, 0), (4, 5), (4, -1), (0, 0)])
@@ -375,8 +540,9 @@ def test_no_such_image(index: int) -> None:
     [
         ((), "1 grids of visual tokens and 0 of patches: .* ask for the language model's alone"),
         ((PatchGrid(0, 1, 3, SQUARE),), "3 × 3 visual tokens lie over 1 × 3 patches and some token"),
-        ((PatchGrid(0, 3, 3, Box(0.0, 0.0, 8.0, 16.0)),), r"0.0 to 16.0 reach beyond .* 0.0 to 8.0"),
-        ((PatchGrid(0, 3, 3, Box(-8.0, 0.0, 8.0, 8.0)),), r"-8.0 to 8.0 reach beyond .* 0.0 to 8.0"),
+        ((PatchGrid(0, 3, 3, Box(0.0, 0.0, 8.0, 16.0)),), "3 × 3 patches and some token shows no patch"),
+        ((PatchGrid(0, 3, 3, Box(-8.0, 0.0, 8.0, 8.0)),), "3 × 3 patches and some token shows no patch"),
+        ((PatchGrid(0, 3, 3, SQUARE), PatchGrid(9, 6, 6, SQUARE)), "1 grids of visual tokens and 2 of patches"),
     ],
 )  # fmt: skip
 def test_grids_that_do_not_fit_are_not_spread(patches: tuple[PatchGrid, ...], message: str) -> None:

@@ -7,7 +7,8 @@ import torch
 from test_relevancy import off
 
 from lvlm_probe import attention
-from lvlm_probe.attention import AttentionCall, AttentionMask
+from lvlm_probe.attention import AttentionCall
+from lvlm_probe.mask import AttentionMask
 from lvlm_probe.recipes.relevancy.push import Push, pull, sweep
 
 N = 300  # more than two blocks of query rows

@@ -13,7 +13,7 @@ from test_relevancy import off
 import lvlm_probe as lp
 from lvlm_probe.errors import CaptureError, RecipeError, TargetError
 from lvlm_probe.recipes import relevancy
-from lvlm_probe.recipes.relevancy import recipe
+from lvlm_probe.recipes.relevancy import carry, recipe
 
 
 @pytest.fixture
@@ -39,6 +39,7 @@ def test_the_budget_bounds_what_is_kept(case: lp.Case, monkeypatch: pytest.Monke
         run(pushes)
 
     monkeypatch.setattr(recipe, "sweep", counted)
+    monkeypatch.setattr(carry, "sweep", counted)
     sites = case.probe.sites
     language, vision = case.inputs["input_ids"].shape[1], 17
     one = 4 * (32 * language * len(sites.language) + 24 * vision * len(sites.vision))

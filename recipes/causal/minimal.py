@@ -18,9 +18,9 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
+from lvlm_probe.case import Case
 from lvlm_probe.errors import RecipeError
 from lvlm_probe.hooks import untouched
-from lvlm_probe.probe import Case
 from lvlm_probe.target import Target
 
 __all__ = ["MinimalSubset", "Where", "changes_answer", "minimal_subset"]

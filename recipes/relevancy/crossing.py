@@ -22,9 +22,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lvlm_probe.attention import AttentionCall
+from lvlm_probe.errors import CaptureError
 from lvlm_probe.recipes.relevancy.push import Push, pull, sweep
 
-__all__ = ["across", "through_normalized"]
+__all__ = ["across", "places_of_queries", "through_normalized"]
 
 
 def across(
@@ -50,14 +51,70 @@ def across(
         rows = rows.to(call.query.device)
         if starting is not None:
             rows = starting(rows, call)
-        if not call.cross:
-            rows = rows + _pushed(rows, call)
-            continue
-        below = [lower for lower in calls[:number] if not lower.cross]
-        turned = _normalized_columns(rows.T, below).T
-        gained = _pushed(turned if crossing is None else turned[:, list(crossing)], call)
-        onto = gained if onto is None else onto.to(gained.device) + gained
+        own, context = _sides(call)
+        if context is not None:
+            below = [lower for lower in calls[:number] if not lower.cross]
+            turned = _normalized_columns(rows.T, below).T
+            attending = turned if crossing is None or own is not None else turned[:, list(crossing)]
+            gained = _pushed(attending, call)[:, context]
+            onto = gained if onto is None else onto.to(gained.device) + gained
+        if own is not None:
+            rows = rows + _pushed(rows, call)[:, own]
     return rows, onto
+
+
+def places_of_queries(calls: Sequence[AttentionCall], tokens: int) -> list[int]:
+    """Where a projector's queries stand among its tokens: first in each image's segment, before any text.
+
+    Args:
+        calls: The projector's.
+        tokens: How many visual tokens the prompt has.
+
+    Raises:
+        CaptureError: If they are not as many as the visual tokens.
+    """
+    own = next((call for call in calls if not call.cross), None)
+    cross = next((call for call in calls if call.cross), own)
+    if own is None or cross is own:
+        return list(range(tokens))
+    assert cross is not None
+    segments = own.mask.segments or (own.queries,)
+    each = cross.queries // len(segments)
+    if each * len(segments) != tokens:
+        raise CaptureError(
+            f"the projector has {each} queries for each of {len(segments)} images, the prompt {tokens} visual tokens: "
+            "mend the adapter's layout"
+        )
+    begin, places = 0, list[int]()
+    for length in segments:
+        places += range(begin, begin + each)
+        begin += length
+    return places
+
+
+def _sides(call: AttentionCall) -> tuple[Tensor | slice | None, Tensor | slice | None]:
+    """Which of a call's keys are the tokens themselves, and which are their context.
+
+    Some attend to both at once: resamplers, where in each segment the context's keys come first and the tokens' own
+    last; and decoders, whose own come first.
+    """
+    if call.cross:
+        return None, slice(None)
+    if call.keys == call.queries:
+        return slice(None), None
+    device = call.query.device
+    own: list[int] = []
+    first = 0
+    if call.tower == "language":
+        inside = torch.arange(call.keys, device=device) < call.queries
+        return inside, ~inside
+    segments = call.mask.segments or (call.queries,)
+    for queries, keys in zip(segments, call.mask.key_segments or (call.keys,), strict=True):
+        own += range(first + keys - queries, first + keys)
+        first += keys
+    inside = torch.zeros(call.keys, dtype=torch.bool, device=device)
+    inside[own] = True
+    return inside, ~inside
 
 
 def through_normalized(
@@ -92,7 +149,12 @@ def _learned_columns(
     """``(R - I) columns``, first layer first."""
     learned = torch.zeros_like(columns)
     for call in calls:
-        learned = learned + pull(columns + learned, call)
+        own, _ = _sides(call)
+        whole = columns + learned
+        if call.keys != call.queries:
+            whole = whole.new_zeros(call.keys, whole.shape[1])
+            whole[own] = columns + learned
+        learned = learned + pull(whole, call)
     return learned
 
 
