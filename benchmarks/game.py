@@ -8,7 +8,8 @@ of 12 superpixels lie in the estimators' intervals. *budget*: evaluations and se
 given ROAD area on 144 cells. *paper*: the published recipe (700 coalitions, surrogate) against ours with a fifth of the
 evaluations. *pairs*: image–word interactions. *methods*: ROAD, insertion and deletion of many recipes.
 
-Each part writes one JSON file; ``page`` makes a page of the documentation of those in a folder.
+Each part writes one JSON file; ``page`` makes a page of the documentation of those in a folder (``game-PART.json``), and
+of the rows (``PART.jsonl``) of parts that have not come to their end.
 """
 
 from __future__ import annotations
@@ -48,19 +49,22 @@ console = Console(stderr=True)
 Asked = tuple[lp.Case, Scene, Question]
 
 
-def questions(probe: lp.Probe, count: int, seed: int = 0) -> Iterator[Asked]:
-    """Answered right, evenly of each kind with one object as evidence."""
+def questions(probe: lp.Probe, count: int, seed: int = 0) -> Iterator[tuple[int, Asked]]:
+    """Numbered; answered right, evenly of each kind with one object as evidence, kinds taking turns."""
     each = -(-count // len(KINDS))
-    left = count
-    for kind in KINDS:
-        right = 0
+
+    def right(kind: str) -> Iterator[Asked]:
         for scene, question in held_out(kind, 4 * each, seed=seed, min_objects=2):
             case = probe.case(scene.image, question.prompt, max_new_tokens=24)
             if case.answer == question.answer:
-                right, left = right + 1, left - 1
                 yield case, scene, question
-            if right == each or not left:
-                break
+
+    streams = [right(kind) for kind in KINDS]
+    for turn in range(each):
+        for kind, stream in enumerate(streams):
+            number = each * kind + turn
+            if number < count:
+                yield number, next(stream)
 
 
 class Rows:
@@ -70,18 +74,18 @@ class Rows:
         self.path = path
         known = path is not None and path.suffix == ".jsonl" and path.exists()
         lines = path.read_text("utf-8").splitlines() if known else []
-        self.questions: list[list[dict[str, Any]]] = [json.loads(line) for line in lines]
+        self.questions: dict[int, list[dict[str, Any]]] = dict(json.loads(line) for line in lines)
 
-    def add(self, rows: list[dict[str, Any]]) -> None:
-        """Those of the next question."""
-        self.questions.append(rows)
+    def add(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """Those of one question."""
+        self.questions[number] = rows
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows) + "\n")
+                file.write(json.dumps([number, rows]) + "\n")
 
     def told(self) -> dict[str, Any]:
         """As a part's result."""
-        rows = [row for question in self.questions for row in question]
+        rows = [row for number in sorted(self.questions) for row in self.questions[number]]
         return {"rows": rows, "questions": len(self.questions)}
 
 
@@ -164,7 +168,7 @@ def speed(count: int) -> dict[str, Any]:
     """Coalitions a second, each way of running them."""
     probe = lp.Probe.from_pretrained("demo")
     rows: list[dict[str, Any]] = []
-    small = next(questions(probe, 1))[0]
+    small = next(questions(probe, 1))[1][0]
     for name, case, number in (
         ("demo model", small, count),
         ("random LLaVA", larger(), max(32, count // 16)),
@@ -230,7 +234,7 @@ def tables(count: int, kept: Rows) -> list[Tabled]:
     """Every worth of 12 superpixels, for some questions."""
     probe = lp.Probe.from_pretrained("demo")
     found: list[Tabled] = []
-    for case, _, _ in track(
+    for _, (case, _, _) in track(
         questions(probe, count, seed=2), "tables", total=count, console=console
     ):
         players = g.superpixels(case, SUPERPIXELS)
@@ -345,8 +349,8 @@ def paper(count: int, kept: Rows) -> dict[str, Any]:
     """The published recipe and ours, on the same questions."""
     probe = lp.Probe.from_pretrained("demo")
     asked = track(questions(probe, count, seed=0), "paper", total=count, console=console)
-    for number, (case, scene, question) in enumerate(asked):
-        if number < len(kept.questions):
+    for number, (case, scene, question) in asked:
+        if number in kept.questions:
             continue
         rows: list[dict[str, Any]] = []
         truth = evidence(case, scene, question)
@@ -380,7 +384,7 @@ def paper(count: int, kept: Rows) -> dict[str, Any]:
                     "lerf": curve.area("lerf"),
                 }
             )
-        kept.add(rows)
+        kept.add(number, rows)
     return kept.told()
 
 
@@ -398,7 +402,7 @@ def pairs(count: int, kept: Rows) -> dict[str, Any]:
         if case.answer != question.answer or len(spoken) + len(scene.objects) + 1 > SUPERPIXELS:
             continue
         total += 1
-        if total <= len(kept.questions):
+        if total in kept.questions:
             continue
         names = [thing.name for thing in scene.objects]
         players = g.objects(case, np.asarray(scene.masks), names) + spoken
@@ -410,6 +414,7 @@ def pairs(count: int, kept: Rows) -> dict[str, Any]:
         by_word = found.top(list(objects), [word])[0][0]
         by_object = found.top([wanted], list(players.words))[0][1]
         kept.add(
+            total,
             [
                 {
                     "prompt": question.prompt,
@@ -420,7 +425,7 @@ def pairs(count: int, kept: Rows) -> dict[str, Any]:
                     "evaluations": found.evaluations,
                     "objects": len(names),
                 }
-            ]
+            ],
         )
         if total == count:
             break
@@ -445,8 +450,8 @@ def methods(count: int, kept: Rows) -> dict[str, Any]:
         "greedy regions": ("greedy", {"players": "superpixels:12", "removal": "knockout"}),
     }
     asked = track(questions(probe, count, seed=0), "methods", total=count, console=console)
-    for number, (case, scene, question) in enumerate(asked):
-        if number < len(kept.questions):
+    for number, (case, scene, question) in asked:
+        if number in kept.questions:
             continue
         rows: list[dict[str, Any]] = []
         truth = evidence(case, scene, question)
@@ -471,7 +476,7 @@ def methods(count: int, kept: Rows) -> dict[str, Any]:
                     "rank": rank_accuracy(scores, truth),
                 }
             )
-        kept.add(rows)
+        kept.add(number, rows)
     return kept.told()
 
 
@@ -505,6 +510,10 @@ def main() -> None:
 
         files = {name: options.folder / f"game-{name}.json" for name in PARTS}
         found = {name: json.loads(f.read_text("utf-8")) for name, f in files.items() if f.exists()}
+        for name in ("paper", "pairs", "methods"):
+            rows = Rows(options.folder / f"{name}.jsonl")
+            if name not in found and rows.questions:
+                found[name] = {**rows.told(), **facts()}
         Path("docs/game-results.md").write_text(page(found, interval), encoding="utf-8")
         return
     torch.set_num_threads(1)

@@ -35,9 +35,15 @@ def page(parts: Mapping[str, Part], mean: Mean) -> str:
                 "",
                 *write(part, mean),
                 "",
-                f"`python benchmarks/game.py {name}`, {part['minutes']:.0f} min; {signature(part)}",
+                f"`python benchmarks/game.py {name}`{_minutes(part)}; {signature(part)}",
             ]
     return "\n".join([*lines, ""])
+
+
+def _minutes(part: Part) -> str:
+    if "minutes" in part:
+        return f", {part['minutes']:.0f} min"
+    return ", stopped before its last question; started again with the same --rows it goes on"
 
 
 def _shown(triple: Sequence[float], digits: int = 2) -> str:
