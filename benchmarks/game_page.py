@@ -43,7 +43,9 @@ def page(parts: Mapping[str, Part], mean: Mean) -> str:
 def _minutes(part: Part) -> str:
     if "minutes" in part:
         return f", {part['minutes']:.0f} min"
-    return ", stopped before its last question; started again with the same --rows it goes on"
+    return (
+        ", stopped before its last question, goes on with `--rows`; the commit is that of this page"
+    )
 
 
 def _shown(triple: Sequence[float], digits: int = 2) -> str:
