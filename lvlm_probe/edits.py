@@ -243,8 +243,9 @@ def cuts_between(
 
 def _shown(case: Case, where: Where) -> tuple[int, ...]:
     """Patches that a description of a part of the image names; none if it is of the text."""
-    if isinstance(where, str) and where not in ("image", "all"):
-        return ()
+    if isinstance(where, str):
+        # Class tokens, which show no part of it, saw the image, too.
+        return tuple(range(case.layout.patch_count)) if where in ("image", "all") else ()
     if isinstance(where, Sequence) and not isinstance(where, str):
         return ()
     return positions_of(case, where, "P").indices

@@ -39,9 +39,16 @@ def by_hand(case: lp.Case, path: str | None) -> tuple[torch.Tensor, torch.Tensor
 TARGET = lp.Target(0, "logprob")
 
 
-@pytest.mark.parametrize("on", ["pixels", "embeddings", "vision"])
-def test_integrated_gradients_are_complete(case: lp.Case, on: str) -> None:
-    found = case.explain("integrated-gradients", TARGET, on=on)
+@pytest.mark.parametrize(
+    ("on", "steps"),
+    [
+        pytest.param("pixels", 512, marks=pytest.mark.slow),
+        pytest.param("embeddings", 512, marks=pytest.mark.slow),
+        ("vision", 64),
+    ],
+)
+def test_integrated_gradients_are_complete(case: lp.Case, on: str, steps: int) -> None:
+    found = case.explain("integrated-gradients", TARGET, on=on, steps=steps)
     assert found.meta["complete"]
     assert found.meta["sum"] == pytest.approx(found.meta["change"], rel=0.01)
     logits = case.logits()[0].log_softmax(-1)[case.answer_ids[0]]
@@ -103,7 +110,8 @@ def test_smoothgrad(case: lp.Case) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_nothing_is_left(fresh: lp.Case, recipe: str) -> None:
     with unchanged(fresh.probe.model):
-        fresh.explain(recipe)
+        few = {"steps": 2, "most_steps": 2} if recipe == "integrated-gradients" else {}
+        fresh.explain(recipe, **few)
         with pytest.raises(RecipeError, match="on='words'"):
             fresh.explain(recipe, on="words")
 
@@ -116,7 +124,7 @@ def test_what_is_wrong_is_said(case: lp.Case, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "captum.attr", None)
     for recipe in RECIPES:
         with pytest.raises(MissingExtraError, match=r"pip install 'lvlm-probe\[gradients\]'"):
-            case.explain(recipe)
+            case.explain(recipe, lp.Target(0))
 
 
 def test_text_alone(case: lp.Case) -> None:
