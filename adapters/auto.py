@@ -13,17 +13,16 @@ token layout is measured; ``probe.check()`` tries the whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from lvlm_probe.adapter import Adapter, LayerSite, SourceSequence
-from lvlm_probe.atlas import Measured, measure
+from lvlm_probe.adapter import Adapter, LayerSite
+from lvlm_probe.atlas import measured_layout
 from lvlm_probe.errors import AdapterError
 from lvlm_probe.hooks import attention_kind
-from lvlm_probe.layout import TokenLayout
 
 __all__ = ["discover"]
 
@@ -58,7 +57,7 @@ def discover(model: nn.Module) -> Adapter:
         family=str(getattr(config, "model_type", type(model).__name__)),
         model_types=(),
         language=language,
-        layout=_measured(model),
+        layout=measured_layout,
         vision=found.layers("vision"),
         vision_depth=_vision_depth(config, len(found.layers("vision"))),
         projector=found.projector(),
@@ -68,17 +67,6 @@ def discover(model: nn.Module) -> Adapter:
         head=found.head(),
         discovered=True,
     )
-
-
-def _measured(model: nn.Module) -> Callable[[SourceSequence], TokenLayout]:
-    """Layouts of this model's sequences, each shape measured once."""
-    cache: dict[Hashable, Measured] = {}
-
-    def layout(source: SourceSequence) -> TokenLayout:
-        assert source.sites is not None
-        return measure(source, model, source.sites, source.prepare, cache)
-
-    return layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class Adapter:
         vision_depth: How many of the vision encoder's layers feed the projector.
         projector: Path of the module between the two.
         resampler: Paths of a projector that attends to the vision encoder's output, such as a Q-Former; its calls
-            go by the tower ``"projector"``.
+            go by the tower ``"projector"``; or a function of the configuration, where some models have one.
         places_images: Whether the processor puts the images' tokens before the prompt by itself.
         encoder: Paths of an encoder–decoder's text encoder.
         norm: Path of the norm after the language model's last layer.
@@ -119,12 +119,12 @@ class Adapter:
 
     family: str
     model_types: tuple[str, ...]
-    language: Paths | Callable[[Any], TowerPaths]
+    language: Paths | Callable[[Any], Paths]
     layout: Callable[[SourceSequence], TokenLayout]
     vision: Paths | None = None
     vision_depth: Callable[[Any], int] | None = None
     projector: str | None = None
-    resampler: Paths | None = None
+    resampler: Paths | Callable[[Any], Paths | None] | None = None
     places_images: bool = False
     encoder: Paths | None = None
     norm: str | None = None
@@ -137,21 +137,23 @@ class Adapter:
         Raises:
             AdapterError: If the model lacks a module that the adapter names.
         """
-        vision = self._layers(model, self.vision)
+        config = getattr(model, "config", None)
+
+        def layers(paths: Paths | Callable[[Any], Paths | None] | None) -> tuple[LayerSite, ...]:
+            return self._layers(model, paths(config) if callable(paths) else paths)
+
+        vision = layers(self.vision)
         if vision and self.vision_depth is not None:
-            vision = vision[: self.vision_depth(getattr(model, "config", None))]
+            vision = vision[: self.vision_depth(config)]
         for path in (self.projector, self.norm, self.head):
             if path is not None:
                 self._module(model, path)
-        language = self.language
-        if callable(language):
-            language = language(getattr(model, "config", None))
         return Sites(
-            language=self._layers(model, language),
+            language=layers(self.language),
             vision=vision,
             projector=self.projector,
-            resampler=self._layers(model, self.resampler),
-            encoder=self._layers(model, self.encoder),
+            resampler=layers(self.resampler),
+            encoder=layers(self.encoder),
             norm=self.norm,
             head=self.head,
             discovered=self.discovered,

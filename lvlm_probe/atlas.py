@@ -8,41 +8,29 @@ grids (:mod:`lvlm_probe.lattice`). What cannot be told is left out, or an error;
 
 from __future__ import annotations
 
-import hashlib
+import warnings
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from lvlm_probe.adapter import Sites, SourceSequence
 from lvlm_probe.blurred import centres, clear_grid
-from lvlm_probe.errors import LayoutError
+from lvlm_probe.errors import LayoutError, UnmappedImageWarning
 from lvlm_probe.feeds import Partial, feeds, run_partly
 from lvlm_probe.grid import PatchGrid
+from lvlm_probe.known import Measured, ends_of, ids_of, key_of, moved, remembered
 from lvlm_probe.lattice import Places, grids_of, place
 from lvlm_probe.layout import ImageSpan, TokenLayout
 from lvlm_probe.ramps import Prepare, Shown, image_path, shown_by_itself, trace_pixels
 
-__all__ = ["Measured", "measure"]
+__all__ = ["Measured", "measure", "measured_layout"]
 
+_FEW = 9  # positions that tell whether all see everything
 _SCATTERED = 0.5  # of the elements: above, positions share what they show
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """A measured layout, and the text that it was measured with.
-
-    Attributes:
-        layout: As measured.
-        ids: Of the prompt.
-        visual: Ids of the tokens in the images' spans.
-    """
-
-    layout: TokenLayout
-    ids: tuple[int, ...]
-    visual: frozenset[int]
 
 
 def measure(
@@ -76,46 +64,49 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
-        return _ends(source, sites, _count(source))
-    key = _key(source)
+        return ends_of(source, sites, len(ids_of(source)))
+    key = key_of(source)
     if cache is not None and key in cache:
-        moved = _moved(cache[key], source, sites)
-        if moved is not None:
-            return moved
+        known = moved(cache[key], source, sites)
+        if known is not None:
+            return known
     shown = _shown(source, prepare)
     layout = _Measurement(source, model, sites, shown).layout()
     if cache is not None:
-        cache[key] = _remembered(layout, source)
+        cache[key] = remembered(layout, source)
     return layout
+
+
+_CACHES: WeakKeyDictionary[nn.Module, dict[Hashable, Measured]] = WeakKeyDictionary()
+
+
+def measured_layout(source: SourceSequence) -> TokenLayout:
+    """What an adapter says whose layouts are measured; each shape of images is measured once a model.
+
+    Where they cannot be, a warning says why, and the layout holds that in place of its images.
+
+    Args:
+        source: The sequence, with its model and sites.
+    """
+    model, sites = source.model, source.sites
+    assert sites is not None
+    try:
+        return measure(source, model, sites, source.prepare, _CACHES.setdefault(model, {}))
+    except LayoutError as error:
+        warnings.warn(
+            f"{type(model).__name__}: no map of the images, words can be explained only: {error}",
+            UnmappedImageWarning,
+            stacklevel=2,
+        )
+        met = run_partly(model, sites, source.inputs, (), gradients=False)
+        entered = len(ids_of(source)) if met.hidden is None else len(met.hidden)
+        return replace(ends_of(source, sites, entered), unmapped=str(error))
 
 
 def _shown(source: SourceSequence, prepare: Prepare | None) -> dict[str, Shown]:
     if prepare is None and source.processor is None:
         return shown_by_itself(source.image_sizes, source.inputs)
     return trace_pixels(prepare or image_path(source.processor), source.image_sizes, source.inputs)
-
-
-def _ids(source: SourceSequence) -> list[int]:
-    """Of the tokens among which the images' are, if they are among any."""
-    known = source.inputs
-    return known["input_ids" if "input_ids" in known else "decoder_input_ids"][0].tolist()
-
-
-def _count(source: SourceSequence) -> int:
-    return len(_ids(source))
-
-
-def _ends(source: SourceSequence, sites: Sites, entered: int) -> TokenLayout:
-    """Without its images, where so many positions enter the first layer."""
-    words, known = 0, _count(source)
-    if sites.encoder and "decoder_input_ids" in source.inputs:
-        words = int(source.inputs["decoder_input_ids"].shape[1])
-        known = known if "input_ids" in source.inputs else 0  # an encoder of an image alone
-    return TokenLayout(
-        length=entered + words,
-        answer_start=entered - known + source.answer_start,
-        encoder_length=entered if sites.encoder else 0,
-    )
 
 
 class _Measurement:
@@ -153,7 +144,7 @@ class _Measurement:
         else:
             spans = self._moved_spans(met, patches)
         width = len(patches.image) if patches is not None and any(s.patches for s in spans) else 0
-        ends = _ends(self.source, self.sites, len(met.hidden))
+        ends = ends_of(self.source, self.sites, len(met.hidden))
         return replace(ends, images=spans, patch_count=width)
 
     def _run(self, inputs: Mapping[str, Tensor], *, cut: bool, gradients: bool = True) -> Partial:
@@ -179,8 +170,10 @@ class _Measurement:
 
     def _patch_places(self, met: Partial) -> Places | None:
         """Where the vision encoder's positions lie; None where its attention takes them in another order."""
-        if met.keys is not None:
-            return self._places(met, met.keys)
+        across = self._places(met, met.keys)
+        if across is not None and (across.image >= 0).any() and across.mixing < _SCATTERED:
+            return across
+        # Else words attend to queries, if to anything, which attended to these.
         places = self._places(met, met.patches)
         if met.queries is None or places is None:
             return places
@@ -211,7 +204,7 @@ class _Measurement:
         Raises:
             LayoutError: If no position shows an image.
         """
-        ids = _ids(self.source)
+        ids = ids_of(self.source)
         known = len(ids) == len(tokens.image)
         edges: list[tuple[int, int]] = []
         for number in range(len(self.source.image_sizes)):
@@ -252,7 +245,7 @@ class _Measurement:
         Raises:
             LayoutError: If what is attended to forms no grid.
         """
-        ids = _ids(self.source)
+        ids = ids_of(self.source)
         config = self.source.config
         place = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         where = [number for number, token in enumerate(ids) if token == place]
@@ -334,9 +327,11 @@ class _Measurement:
         if not met.hidden.requires_grad:
             return ()
         name = next(n for n, shown in self.shown.items() if (shown.image == number).any())
-        found = centres(met.hidden, at, met.leaves[name], self.shown[name], number, size)
-        if found.everywhere or not found.fed:
+        look = partial(centres, met.hidden, at, met.leaves[name], self.shown[name], number, size)
+        few = look(most=_FEW)
+        if few.everywhere or not few.fed:
             return ()
+        found = look()
         if (grid := clear_grid(found, at)) is not None:
             return (grid,)
         raise LayoutError(
@@ -354,48 +349,3 @@ class _Measurement:
             at = torch.from_numpy(shown.image == image).view(value.shape).to(value.device)
             changed[name] = torch.where(at, noise, value)
         return changed
-
-
-def _key(source: SourceSequence) -> Hashable:
-    """Equal for sequences with the same image inputs but for their values; the text is left out."""
-    words = _count(source) or -1
-    parts: list[Any] = [source.image_sizes]
-    for name, value in sorted(source.inputs.items()):
-        if value.is_floating_point():
-            parts.append((name, tuple(value.shape)))
-        elif name != "input_ids" and words not in value.shape:
-            data = value.detach().cpu().contiguous().numpy().tobytes()
-            parts.append((name, tuple(value.shape), hashlib.sha256(data).hexdigest()))
-    return tuple(parts)
-
-
-def _remembered(layout: TokenLayout, source: SourceSequence) -> Measured:
-    ids = tuple(_ids(source))
-    visual = {ids[p] for s in layout.images for p in range(s.start, s.stop) if p < len(ids)}
-    return Measured(layout, ids, frozenset(visual))
-
-
-def _moved(known: Measured, source: SourceSequence, sites: Sites) -> TokenLayout | None:
-    """The layout of the same images within another text; None unless all of their tokens moved along as they were."""
-    ids = tuple(_ids(source))
-    layout = known.layout
-    # Where the model adds positions of its own, only the same text is known to be laid out the same.
-    added = layout.images[0].stop > len(known.ids) or not known.visual
-    inner = [p for s in layout.images for p in range(s.start, s.stop)]
-    before = [p for p, token in enumerate(known.ids) if token in known.visual]
-    after = [p for p, token in enumerate(ids) if token in known.visual]
-    if ids == known.ids:
-        after = before
-    elif added or len(before) != len(after) or before != inner:
-        return None
-    where = dict(zip(before, after, strict=True))
-    spans: list[ImageSpan] = []
-    for span in layout.images:
-        by = where[span.start] - span.start if ids != known.ids else 0
-        if ids != known.ids and any(where[p] - p != by for p in range(span.start, span.stop)):
-            return None
-        tokens = tuple(replace(grid, start=grid.start + by) for grid in span.tokens)
-        spans.append(replace(span, start=span.start + by, stop=span.stop + by, tokens=tokens))
-    entered = layout.length - len(known.ids) + len(ids)
-    ends = _ends(source, sites, entered)
-    return replace(ends, images=tuple(spans), patch_count=layout.patch_count)

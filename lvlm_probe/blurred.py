@@ -62,8 +62,9 @@ def centres(
     shown: Shown,
     image: int,
     size: tuple[int, int],
+    most: int = MOST,
 ) -> Centres:
-    """Look at up to 96 of an image's positions, evenly chosen.
+    """Look at some of an image's positions, evenly chosen.
 
     Args:
         targets: [N D], with its graph; this stays.
@@ -72,9 +73,10 @@ def centres(
         shown: What its elements show.
         image: Index.
         size: Y, X of it.
+        most: How many positions.
     """
     number = np.unique(
-        np.linspace(0, len(positions) - 1, min(len(positions), MOST)).round()
+        np.linspace(0, len(positions) - 1, min(len(positions), most)).round()
     ).astype(int)
     at = shown.image == image
     x, y = shown.x[at].astype(np.float64), shown.y[at].astype(np.float64)

@@ -19,7 +19,8 @@ One tree, so that one ``except`` can catch it all; each leaf also derives from t
     │   └── OutputError (OSError)        a file that cannot be written or read
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
-A message states the fact, the values, and the cure.
+A message states the fact, the values, and the cure. What still can be used, but for less, is a warning,
+:class:`UnmappedImageWarning`.
 """
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TargetError",
     "TraceError",
     "TraceFormatError",
+    "UnmappedImageWarning",
 ]
 
 
@@ -104,3 +106,7 @@ class OutputError(TraceError, OSError):
 
 class MissingExtraError(LvlmProbeError, ImportError):
     """An optional dependency is not installed; the message names the extra."""
+
+
+class UnmappedImageWarning(UserWarning):
+    """Which positions show an image cannot be told: tokens can be explained, pixels cannot."""

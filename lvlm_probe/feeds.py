@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.adapter import LayerSite, Sites
-from lvlm_probe.hooks import Tap, attention_kind, observed, untouched
+from lvlm_probe.hooks import Entered, Kind, Tap, attention_kind, observed, untouched
 
 __all__ = ["Feeds", "Partial", "feeds", "run_partly"]
 
-_TOLD = ("interface", "function")  # attention functions that are told queries and keys
+_GIVEN: dict[Kind, int] = {"interface": 1, "function": 0}  # who is given a query, and where
 _NOTHING = 1e-7  # of the largest gradient: rounding
 
 
@@ -112,7 +111,7 @@ class _Run:
         self.model, self.sites, self.inputs, self.cut = model, sites, inputs, cut
         self.found = Partial()
         self.entered: list[Tensor] = []
-        self.queries: list[Tensor] = []
+        self.asked: list[tuple[int, int, Tensor | None]] = []
         self.first = _entrance(model, [*sites.encoder, *sites.language][0].layer)
         across = [] if sites.encoder else [s.cross_attention for s in sites.language]
         self.across = next((path for path in across if path is not None), None)
@@ -126,21 +125,23 @@ class _Run:
     def taps(self) -> list[Tap]:
         taps = [Tap(self.first, entered=self._on_language)]
         if self.across is not None:
-            told = self._kind(self.across) in _TOLD
-            seen = self._on_across if told else self._on_context
-            taps.append(Tap(self.across, entered=seen, attention=told))
+            given = self._kind(self.across) in _GIVEN
+            taps.append(Tap(self.across, entered=self._on_across, attention=given))
         for site in self.sites.vision[:1]:
-            taps.append(Tap(site.layer, entered=self._on_vision))
-            if site.attention is None:
-                continue
-            if (kind := self._kind(site.attention)) in _TOLD:
-                seen = partial(self._on_vision_attention, int(kind == "interface"))
+            if site.attention is not None:
+                seen = self._on_vision_attention(self._kind(site.attention))
+                taps.append(Tap(site.layer, entered=self._on_vision))
                 taps.append(Tap(site.attention, entered=seen, attention=True))
         for site in self.cut or ():
             for path in (site.attention, site.cross_attention):
                 if path is not None:
-                    taps.append(Tap(path, _without_gradient, attention=True))
+                    # Weights made by hand leave their values' way open: then the whole module is cut off.
+                    inner = self._kind(path) in _GIVEN
+                    taps.append(Tap(path, _without_gradient, attention=inner))
         return taps
+
+    def _kind(self, path: str) -> Kind | None:
+        return attention_kind(type(self.model.get_submodule(path)))
 
     def _on_language(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = _hidden(args, kwargs)
@@ -149,42 +150,52 @@ class _Run:
             raise _FarEnough
 
     def _on_across(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        key = _argument(args, kwargs, 2, "key")  # [B G M d]
-        self.found.keys = key.transpose(1, 2).flatten(2).flatten(0, 1)
+        assert self.across is not None
+        place = _GIVEN.get(self._kind(self.across))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if place is not None:
+            words = _end_to_end(_argument(args, kwargs, place, "query"))
+            self.found.keys = _end_to_end(_argument(args, kwargs, place + 1, "key"))
+        else:  # a module, given words and what they attend to
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            hidden = [v for v in given if v.is_floating_point() and v.ndim == 3]
+            words, self.found.keys = (value.flatten(0, 1) for value in (hidden[0], hidden[-1]))
+        if self.found.hidden is None:  # a layer of its own before the first of the others
+            self.found.hidden = words
         raise _FarEnough
-
-    def _on_context(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Of modules that make their keys themselves: what is given to them beside their own hidden states.
-        given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim == 3]
-        self.found.keys = given[-1].flatten(0, 1)
-        raise _FarEnough
-
-    def _kind(self, path: str) -> str | None:
-        return attention_kind(type(self.model.get_submodule(path)))
 
     def _on_vision(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.entered.append(_hidden(args, kwargs))
 
-    def _on_vision_attention(
-        self, place: int, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        self.queries.append(_argument(args, kwargs, place, "query"))
+    def _on_vision_attention(self, kind: Kind | None) -> Entered:
+        def observe(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            place = None if kind is None else _GIVEN.get(kind)
+            if place is not None:
+                query = _argument(args, kwargs, place, "query")  # [B H P d]
+                self.asked.append((query.shape[0], query.shape[2], _end_to_end(query)))
+            else:  # scores [B H P P], or the queries of a module [B P D]
+                first = _hidden(args, kwargs)
+                self.asked.append((first.shape[0], first.shape[-2], None))
+
+        return observe
 
     def _gather(self) -> None:
-        """Patches and queries as positions laid end to end."""
+        """Patches and queries as positions laid end to end, call by call."""
         if not self.entered:
             return
         self.found.patches = torch.cat([v.reshape(-1, v.shape[-1]) for v in self.entered])
-        if not self.queries:
-            return
-        if len(self.entered) == len(self.queries) and all(
-            (*(1,) * (3 - hidden.ndim), *hidden.shape[:-1]) == (query.shape[0], query.shape[2])
-            for hidden, query in zip(self.entered, self.queries, strict=True)
+        if len(self.entered) == len(self.asked) and all(
+            (*(1,) * (3 - hidden.ndim), *hidden.shape[:-1]) == (items, positions)
+            for hidden, (items, positions, _) in zip(self.entered, self.asked, strict=True)
         ):
             return
-        # [B H P d], one call an image or a window.
-        rows = [q.transpose(1, 2).flatten(2).flatten(0, 1) for q in self.queries]
-        self.found.queries = torch.cat(rows) if rows else self.found.patches[:0]
+        rows = [query for _, _, query in self.asked if query is not None]
+        whole = bool(rows) and len(rows) == len(self.asked)
+        self.found.queries = torch.cat(rows) if whole else self.found.patches[:0]
+
+
+def _end_to_end(heads: Tensor) -> Tensor:
+    """[B H P d] → [B·P H·d]."""
+    return heads.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def _entrance(model: nn.Module, layer: str) -> str:

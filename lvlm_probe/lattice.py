@@ -18,6 +18,7 @@ __all__ = ["Places", "grids_of", "place"]
 
 _PURE = 0.75  # of an element's gradient: below, it feeds several positions
 _OFF = 0.15  # of a cell: how far a measured centre may lie from its grid's
+_FULL = 0.9  # of the elements: below, padding takes a part of the cell, and its centre is that of the rest
 _MIXED = -1
 
 
@@ -32,6 +33,7 @@ class Places:
         width: Of what it shows, roughly.
         height: The same.
         frame: Number of its tile; -1 where it shows parts of several.
+        share: Of the elements that a position of its image has at most; less where padding fills the rest.
         mixing: Share of the elements with a gradient that feed several positions.
         error: How far a centre may be off, in pixels.
     """
@@ -42,6 +44,7 @@ class Places:
     width: NDArray[np.float64]
     height: NDArray[np.float64]
     frame: NDArray[np.int64]
+    share: NDArray[np.float64]
     mixing: float
     error: float
 
@@ -83,6 +86,7 @@ def place(found: Sequence[Feeds], shown: Sequence[Shown], count: int) -> Places:
         width=side(x, centre[0], pitch[0]),
         height=side(y, centre[1], pitch[1]),
         frame=np.where(one, np.round(tile), _MIXED).astype(np.int64),
+        share=number / max(int(number.max(initial=1)), 1),
         mixing=1 - float(used.sum()) / max(float(fed.sum()), 1.0),
         error=max(s.error for s in shown),
     )
@@ -158,8 +162,9 @@ def _clusters(scales: NDArray[Any]) -> NDArray[Any]:
 
 def _grid(places: Places, at: NDArray[Any], size: tuple[int, int]) -> PatchGrid | None:
     """One grid over these positions, in rising order; None if they do not fill one."""
-    column = _indices(places.x[at], float(np.median(places.width[at])))
-    row = _indices(places.y[at], float(np.median(places.height[at])))
+    full = places.share[at] > _FULL * places.share[at].max()
+    column = _indices(places.x[at], float(np.median(places.width[at])), full)
+    row = _indices(places.y[at], float(np.median(places.height[at])), full)
     if column is None or row is None:
         return None
     rows, columns = int(row.max()) + 1, int(column.max()) + 1
@@ -168,8 +173,10 @@ def _grid(places: Places, at: NDArray[Any], size: tuple[int, int]) -> PatchGrid 
     if rows * columns != len(at) or (positions < 0).any():
         return None
     near = 0.05 + places.error
-    left, right = _edges(places.x[at], column, columns, places.width[at], size[1], near)
-    top, bottom = _edges(places.y[at], row, rows, places.height[at], size[0], near)
+    left, right = _edges(places.x[at], column, columns, places.width[at], full, size[1], near)
+    top, bottom = _edges(places.y[at], row, rows, places.height[at], full, size[0], near)
+    if not (left < right and top < bottom):  # a sliver of one pixel
+        return None
     return _numbering(positions, Box(left, top, right, bottom))
 
 
@@ -185,22 +192,35 @@ def _numbering(positions: NDArray[Any], box: Box) -> PatchGrid:
     return PatchGrid(lowest, rows, columns, box, order=order)
 
 
-def _indices(centres: NDArray[Any], side: float) -> NDArray[Any] | None:
+def _indices(centres: NDArray[Any], side: float, full: NDArray[np.bool_]) -> NDArray[Any] | None:
     """Which row or column of equal distances each centre lies in; None where the distances are not equal."""
     ordered = np.sort(centres)
     starts = np.concatenate([[True], np.diff(ordered) > 0.4 * side])
-    cluster = np.cumsum(starts) - 1
-    middle = np.bincount(cluster, weights=ordered) / np.bincount(cluster)
-    index = cluster[np.argsort(np.argsort(centres, kind="stable"), kind="stable")]
-    if len(middle) < 2:
+    rank = np.argsort(np.argsort(centres, kind="stable"), kind="stable")
+    index = (np.cumsum(starts) - 1)[rank]
+    whole = _whole(index, full)
+    middle = _means(index, centres)
+    if len(middle) < 2 or whole.sum() < 2:
         return index
-    pitch, first = fit_line(np.arange(len(middle)) + 0.5, middle)
-    off = np.abs(middle[index] - centres).max()
+    number = np.arange(len(middle)) + 0.5
+    pitch, first = fit_line(number[whole], middle[whole])
+    off = np.abs(middle[index] - centres)[whole[index]].max()
     # Centres next to the picture's edge may be off by more: resampling has less to go by there.
-    uneven = np.abs(pitch * (np.arange(len(middle)) + 0.5) + first - middle)
-    inner = uneven[1:-1] if len(middle) > 4 else uneven
+    uneven = np.abs(pitch * number + first - middle)[whole]
+    inner = uneven[1:-1] if len(uneven) > 4 else uneven
     bad = max(float(inner.max()), float(off)) > _OFF * pitch or uneven.max() > 2 * _OFF * pitch
     return None if bad or not 0.6 < pitch / side < 1.6 else index
+
+
+def _means(index: NDArray[Any], values: NDArray[Any]) -> NDArray[np.float64]:
+    return np.bincount(index, weights=values) / np.bincount(index)
+
+
+def _whole(index: NDArray[Any], full: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows or columns with some cell free of padding; all but the last ones are."""
+    found = np.bincount(index, weights=full) > 0
+    found[1:-1] = True
+    return found if found.sum() > 1 else np.ones_like(found)
 
 
 def _edges(
@@ -208,16 +228,16 @@ def _edges(
     index: NDArray[Any],
     cells: int,
     sides: NDArray[Any],
+    full: NDArray[np.bool_],
     limit: int,
     near: float,
 ) -> tuple[float, float]:
     """Where the first cell begins and the last one ends; on the image's edge if they are as good as there."""
     near += 3e-4 * limit
     if cells > 1:
-        number = np.bincount(index)
-        pitch, first = fit_line(
-            np.arange(cells) + 0.5, np.bincount(index, weights=centres) / number
-        )
+        whole = _whole(index, full)
+        middle = _means(index, centres)
+        pitch, first = fit_line((np.arange(cells) + 0.5)[whole], middle[whole])
         low, high = first, first + pitch * cells
     else:
         middle, side = float(np.median(centres)), float(np.median(sides))

@@ -206,6 +206,7 @@ class TokenLayout:
         images: One span an image, in reading order.
         patch_count: P, positions of the vision encoder; 0 where there is none.
         encoder_length: Of an encoder–decoder: how many positions are its encoder's; they come first.
+        unmapped: Why nobody knows which positions show the images that were given; empty where ``images`` says it.
 
     Raises:
         LayoutError: If spans overlap, or one leaves the prompt.
@@ -216,6 +217,7 @@ class TokenLayout:
     images: tuple[ImageSpan, ...] = ()
     patch_count: int = 0
     encoder_length: int = 0
+    unmapped: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.answer_start <= self.length:
@@ -235,6 +237,11 @@ class TokenLayout:
                 raise LayoutError(
                     f"image {number} names patches beyond the vision encoder's {self.patch_count} positions"
                 )
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any image was given, mapped or not."""
+        return bool(self.images or self.unmapped)
 
     @property
     def has_queries(self) -> bool:
@@ -263,6 +270,8 @@ class TokenLayout:
         Raises:
             LayoutError: If there is no such image.
         """
+        if self.unmapped:
+            raise LayoutError(f"the pixels of image {index} cannot be told: {self.unmapped}")
         if not 0 <= index < len(self.images):
             raise LayoutError(
                 f"there is no image {index}: this sequence has {len(self.images)}, counted from 0"
@@ -335,6 +344,7 @@ class TokenLayout:
             images,
             data["patch_count"],
             data.get("encoder_length", 0),
+            data.get("unmapped", ""),
         )
 
 

@@ -92,6 +92,8 @@ def trace_pixels(
 
     def run(shades: Sequence[Floats]) -> dict[str, Floats]:
         made = prepare(_pictures(shades))
+        if isinstance(made, Tensor):  # some image processors make one input, without its name
+            made = {name: made for name in names if _alike(made, inputs[name])}
         return {name: _array(name, made.get(name), inputs[name]) for name in names}
 
     blank = [np.zeros(size, np.float32) for size in sizes]
@@ -200,12 +202,19 @@ def _array(name: str, made: Any, wanted: Tensor) -> Floats:
     if made is None:
         return np.zeros(wanted.shape, np.float32)
     tensor = made if isinstance(made, Tensor) else torch.as_tensor(np.asarray(made))
+    if _alike(tensor, wanted):
+        tensor = tensor.reshape(wanted.shape)
     if tensor.shape != wanted.shape:
         raise LayoutError(
             f"the processor made {name!r} of shape {tuple(tensor.shape)} from pictures as large as those of the case, "
             f"whose own has {tuple(wanted.shape)}: its processor has other settings than the one that made the inputs"
         )
     return tensor.detach().float().cpu().numpy()
+
+
+def _alike(made: Tensor, wanted: Tensor) -> bool:
+    """The same pictures, whether or not they are put into a batch."""
+    return made.numel() == wanted.numel() and made.shape[-3:] == wanted.shape[-3:]
 
 
 def _place(
@@ -229,7 +238,7 @@ def _place(
         frames = _frames(shape, rows)
         if (fitted := _fitted(frames, image, x, y, full)) is not None:
             return Shown(tuple(shape), *fitted)
-    lead = int(np.prod(shape[:-2])) if len(shape) > 2 else 1
+    lead = shape[0] if len(shape) == 3 else 1  # [tiles, patches, values]; else patches in one row
     frame = np.repeat(np.arange(lead, dtype=np.int32), len(image) // lead)
     return Shown(tuple(shape), image, x, y, frame, np.zeros((2, len(image)), np.float32))
 

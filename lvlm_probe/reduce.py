@@ -54,7 +54,7 @@ def reduce_live(
         RecipeError: If the recipe takes no such option, or needs a tower that the case does not have.
     """
     sites = case.probe.sites
-    towers = sites.towers(TOWERS, images=bool(case.layout.images))
+    towers = sites.towers(TOWERS, images=case.layout.has_images)
     depth = {tower: len(layers) for tower, layers in towers.items()}
     context = Context(
         layout=case.layout,

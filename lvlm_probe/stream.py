@@ -133,7 +133,7 @@ class _Run:
         self.want, self.targets, self.sink = want, targets, sink
         self.progress = progress or _no_progress
         self.towers: dict[str, tuple[LayerSite, ...]] = sites.towers(
-            want.towers, images=bool(layout.images)
+            want.towers, images=layout.has_images
         )
         self.starts: list[Tensor] = []  # where the backward passes end
         self.target: Target | None = None
@@ -156,7 +156,7 @@ class _Run:
                     taps.append(Tap(site.mlp, self._on_output(f"{name}.mlp.output")))
                 if self.want.residual:
                     taps.append(Tap(site.layer, self._on_residual(name, first=number == 0)))
-        if self.want.projector and self.sites.projector and self.layout.images:
+        if self.want.projector and self.sites.projector and self.layout.has_images:
             taps.append(Tap(self.sites.projector, self._on_output("projector.output")))
         if self.targets and "vision" not in self.towers:
             # Nobody asked for the encoder: backward passes end where the language model begins.

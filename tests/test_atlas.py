@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 import lvlm_probe as lp
-from lvlm_probe import atlas, blurred, feeds, lattice, ramps
+from lvlm_probe import blurred, feeds, known, lattice, ramps
 from lvlm_probe.adapter import LayerSite, Sites, SourceSequence
 from lvlm_probe.atlas import measure
 from lvlm_probe.errors import LayoutError
@@ -389,7 +389,7 @@ def test_another_question_is_not_measured_again() -> None:
 
 
 def test_without_images_nothing_is_measured(probe: lp.Probe) -> None:
-    source = SourceSequence(None, None, {"input_ids": torch.ones(1, 5)}, (), 3)
+    source = SourceSequence(None, None, {"input_ids": torch.ones(1, 5, dtype=torch.long)}, (), 3)
     assert measure(source, probe.model, probe.sites, refuse) == TokenLayout(5, 3)
 
 
@@ -434,7 +434,7 @@ def places_at(x: np.ndarray, y: np.ndarray, **changes: Any) -> lattice.Places:
     count = len(x)
     fields: dict[str, Any] = {
         "image": np.zeros(count, int), "x": x, "y": y, "width": np.full(count, 10.0), "height": np.full(count, 5.0),
-        "frame": np.zeros(count, int), "mixing": 0.0, "error": 0.0,
+        "frame": np.zeros(count, int), "share": np.ones(count), "mixing": 0.0, "error": 0.0,
     }  # fmt: skip
     return lattice.Places(**{**fields, **changes})
 
@@ -450,6 +450,16 @@ def test_lattice_takes_a_full_grid_in_any_order_and_no_other() -> None:
     for bad in (x[:-1], np.where(shuffled == 5, 5.0, x), np.where(shuffled % 4 == 3, x + 6, x)):
         with pytest.raises(LayoutError, match="form no regular grid"):
             lattice.grids_of(places_at(bad, y[: len(bad)]), 0, (15, 40))
+
+
+def test_lattice_places_a_column_that_is_mostly_padding_by_the_others() -> None:
+    """The last column's visible part ends at 43: its centre is at 41.5, its cell from 40 to 50."""
+    column, row = np.tile(np.arange(5), 3), np.repeat(np.arange(3), 5)
+    last = column == 4
+    x, share = np.where(last, 41.5, 10.0 * column + 5), np.where(last, 0.3, 1.0)
+    ((grid,), _) = lattice.grids_of(places_at(x, 5.0 * row + 2.5, share=share), 0, (15, 43))
+    assert (grid.rows, grid.columns, grid.box.left, grid.box.bottom) == (3, 5, 0.0, 15.0)
+    assert grid.box.right == pytest.approx(50)
 
 
 def test_lattice_keeps_tiles_and_thumbnail_apart() -> None:
@@ -489,6 +499,6 @@ def test_key_leaves_out_text_alone() -> None:
     same = replace(source, inputs={**source.inputs, "input_ids": source.inputs["input_ids"] + 1})
     other = replace(source, inputs=grid)
     third = replace(source, inputs={**grid, "grid": torch.tensor([[1, 10, 6]])})
-    keys = [atlas._key(s) for s in (source, same, other, third)]
+    keys = [known.key_of(s) for s in (source, same, other, third)]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3

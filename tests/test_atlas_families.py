@@ -137,11 +137,11 @@ def measure_one(name: str) -> dict[str, Any]:
     """Layout, verification, and where the prompt has its image tokens."""
     import numpy as np
     import torch
-    from found_sites import found_sites
     from PIL import Image
     from zoo import pairs
 
     from lvlm_probe.adapter import SourceSequence
+    from lvlm_probe.adapters.auto import discover
     from lvlm_probe.atlas import measure
     from lvlm_probe.verify import verify
 
@@ -155,14 +155,14 @@ def measure_one(name: str) -> dict[str, Any]:
         made = processor(images=list(pictures), text=text, return_tensors="pt")
         return made.to(torch.float32)
 
-    sites = found_sites(model)
+    sites = discover(model).bind(model)
     inputs = dict(prepare([picture]))
     ids = inputs["input_ids"][0].tolist()
     start = len(ids) - 1
     if sites.encoder:
-        inputs["decoder_input_ids"], start = torch.tensor([[2, 5, 6]]), 1
+        inputs["decoder_input_ids"], start = torch.tensor([[2, 5, 6]]), len(ids) + 1
     source = SourceSequence(model.config, processor, inputs, ((Y, X),), start)
-    layout = measure(source, model, sites, prepare)
+    layout = measure(source, model, sites)
     found = verify(layout, source, model, sites, [picture], prepare, blocks=16)
     token = getattr(model.config, "image_token_id", None)
     return {

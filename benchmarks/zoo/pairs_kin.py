@@ -40,7 +40,8 @@ PAIRS = {
         ),
     ),
     "minicpmv4_7": kin(
-        replace(MINICPM, processor=Made("MiniCPMV4_7Processor")), model_type="minicpmv4_7", image_start_id=ID["<img>"], image_end_id=ID["</img>"],
+        replace(MINICPM, processor=Made("MiniCPMV4_7Processor")), model_type="minicpmv4_7",
+        image_start_id=ID["<img>"], image_end_id=ID["</img>"],
         slice_start_id=ID["<slice>"], slice_end_id=ID["</slice>"], newline_id=ID["\n"],
         vision_config=clip("minicpmv4_7_vision", image_size=128, insert_layer_id=1),
     ),

@@ -79,7 +79,7 @@ PAIRS = {
         image=Made("BlipImageProcessor", {"size": SQUARE}),
         parts={"qformer_tokenizer": Made("tokenizer")}, template=None, first="<s>", prompt="{question}",
     ),
-    "florence2": Pair(  # windows and channels attend by turns; 192 pixels: 48, 24, 12, 6 a side; their mean stands first
+    "florence2": Pair(  # windows and channels attend by turns on 48, 24, 12, 6 a side; the mean stands first
         config={
             "model_type": "florence2", "image_token_id": ID["<image>"],
             "vision_config": {

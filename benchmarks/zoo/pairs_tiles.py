@@ -45,7 +45,9 @@ PAIRS = {
         config={
             "model_type": "internvl", "image_token_id": ID["<IMG_CONTEXT>"], "downsample_ratio": 0.5,
             "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
-            "vision_config": clip("internvl_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5),
+            "vision_config": clip(
+                "internvl_vision", image_size=[64, 64], patch_size=[8, 8], layer_scale_init_value=0.5,
+            ),
             "text_config": decoder("qwen2"),
         },
         processor=Made("InternVLProcessor", {"image_seq_length": 16}),
@@ -113,7 +115,8 @@ PAIRS = {
             "model_type": "llama4", "image_token_index": ID["<|patch|>"],
             "boi_token_index": ID["<|image_start|>"], "eoi_token_index": ID["<|image_end|>"],
             "vision_config": clip(
-                "llama4_vision_model", image_size=64, intermediate_size=256, vision_output_dim=64, projector_input_dim=64,
+                "llama4_vision_model", image_size=64, intermediate_size=256, vision_output_dim=64,
+                projector_input_dim=64,
                 projector_output_dim=64, pixel_shuffle_ratio=0.5,
             ),
             "text_config": decoder(
@@ -252,7 +255,9 @@ PAIRS = {
                 "granite_docling_vision", image_size=64, out_hidden_size=64, scale_factor=2,
                 deepstack_visual_indexes=[1, 2],
             ),
-            "text_config": decoder("granite_docling_text", attention_multiplier=0.25, residual_multiplier=1.0, embedding_multiplier=1.0),
+            "text_config": decoder(
+                "granite_docling_text", attention_multiplier=0.25, residual_multiplier=1.0, embedding_multiplier=1.0,
+            ),
         },
         processor=Made("GraniteDoclingProcessor", {"image_seq_len": 16}),
         image=Made("GraniteDoclingImageProcessor", {"size": TILE, "max_patches": 6}),

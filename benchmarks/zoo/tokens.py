@@ -47,7 +47,8 @@ SPECIAL = (
     "<im_patch>", "<im_col>", "<im_low>", "<im_start>", "<im_end>", "<low_res_im_start>", "<frame_start>",
     "<frame_end>", "<patch_start>", "<patch_end>", "<patch_newline>", "<slice>", "</slice>", "<image_id>",
     "</image_id>", "<|IMAGE_PAD|>", "<|VIDEO_PAD|>", "<|VISION_START|>", "<|VISION_END|>",
-    "]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[", "|SPEAKER|", "|NEWLINE|", "<0x00>", "<0x01>", "<0x02>", "<0x03>", "<0x04>", "<|extra_200|>",
+    "]<]image[>[", "]<]video[>[", "]<]start of image[>[", "]<]end of image[>[", "|SPEAKER|", "|NEWLINE|",
+    "<0x00>", "<0x01>", "<0x02>", "<0x03>", "<0x04>", "<|extra_200|>",
     *(f"<|visual token {code:06}|>" for code in range(CODES)),  # Emu 3's, and Chameleon's, in digits of A to J
     *("IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in f"{code:02}") + "Z" for code in range(CODES)),
     *TILES,

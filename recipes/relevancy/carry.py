@@ -6,6 +6,7 @@ to an encoder's tokens or to an image's patches, its calls are kept until all ar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -166,7 +167,7 @@ class Carrier:
         if "language" in self.kept:
             onto = self._across_language()
         if "projector" in self.kept:
-            onto = self._across_projector()
+            onto = self._across_projector(onto)
         vision = self.kept.get("vision", [])
         if onto is not None:
             self.patches = through_normalized(onto, vision)
@@ -205,17 +206,29 @@ class Carrier:
         self.tokens = torch.cat([encoded, decoded], dim=1)
         return None
 
-    def _across_projector(self) -> Tensor:
-        """For a projector whose queries attend to the patches."""
+    def _across_projector(self, queries: Tensor | None) -> Tensor:
+        """For a projector whose queries attend to the patches.
+
+        Args:
+            queries: Rows on these, where the language model attends across to them; else they are its visual tokens.
+        """
         calls = self.kept["projector"]
+        if queries is None:
+            queries, places = self._gathered(calls)
+        else:
+            places = list(range(queries.shape[1]))
+        _, onto = across(queries, calls, places)
+        assert onto is not None
+        return onto
+
+    def _gathered(self, calls: Sequence[AttentionCall]) -> tuple[Tensor, list[int]]:
+        """The visual tokens' rows, where the queries stand among the projector's tokens."""
         positions = [p for span in self.context.layout.images for p in range(span.start, span.stop)]
         places = places_of_queries(calls, len(positions))
         width = max([call.queries for call in calls if not call.cross], default=len(positions))
         queries = torch.zeros(len(self.tokens), width, device=self.tokens.device)
         queries[:, places] = self.tokens[:, positions]
-        _, onto = across(queries, calls, places)
-        assert onto is not None
-        return onto
+        return queries, places
 
 
 def _shares(rows: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:

@@ -51,7 +51,11 @@ def find_route(context: Context, *, vision: bool) -> Route:
 def reaches_patches(context: Context) -> bool:
     """Whether what follows the vision encoder hands relevance on to its patches, and each layer of it keeps them."""
     layout = context.layout
-    if "vision" not in context.depth or not all(span.patches for span in layout.images):
+    if (
+        "vision" not in context.depth
+        or not layout.images
+        or not all(span.patches for span in layout.images)
+    ):
         return False
     sizes = context.sizes
     own = {size for name, size in sizes.items() if name.startswith("vision.")}
@@ -61,19 +65,22 @@ def reaches_patches(context: Context) -> bool:
         # A tile of tokens for each tile of patches.
         return all(len(span.tokens) == len(span.patches) for span in layout.images)
     if _crosses(context, "language") and "encoder" not in context.depth:
-        across = [size for n, size in sizes.items() if n.startswith("language.") and _is_across(n)]
-        return all(keys == layout.patch_count for _, keys in across)
-    return _gathers(context)
+        across = {
+            keys for n, (_, keys) in sizes.items() if n.startswith("language.") and _is_across(n)
+        }
+        if "projector" not in context.depth:
+            return across <= {layout.patch_count}
+        return len(across) < 2 and _gathers(context, sum(across))
+    return _gathers(context, sum(span.stop - span.start for span in layout.images))
 
 
-def _gathers(context: Context) -> bool:
-    """Whether the projector's queries are the visual tokens, and its keys the patches."""
+def _gathers(context: Context, tokens: int) -> bool:
+    """Whether the projector's queries are so many tokens, and its keys the patches."""
     names = [name for name in context.sites if name.startswith("projector.")]
     if not names:
         return False
     if not context.sizes:
         return True
-    tokens = sum(span.stop - span.start for span in context.layout.images)
     patches = context.layout.patch_count
     for name in names:
         queries, keys = context.sizes[name]
