@@ -8,6 +8,7 @@ hands out the work needs none of them.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ def send(name: str, pipe: Any) -> None:
     import torch
     import transformers
 
+    from zoo import shim
+
+    # The process began with the search path of the one that asked for it.
+    sys.path.append(str(shim.FOLDER))
+    shim.install()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     for row in examine(name):
