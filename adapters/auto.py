@@ -168,7 +168,11 @@ class _Discovery:
         """Of a site; None for one that reads neither images nor text."""
         holding = [root for root in self.roots if _inside(path, root)]
         if not holding:
-            return "projector"
+            # Where nobody says which part sees, what attends outside of the language model does, unless its name
+            # says that it stands between.
+            between = "vision" in self.roots.values() or re.search("former", path, re.I)
+            named = any(_PROJECTOR.search(part) for part in path.split("."))
+            return "projector" if between or named else "vision"
         tower = self.roots[max(holding, key=len)]
         return None if tower == "sound" else tower
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.errors import AnswerError, PromptError
+from lvlm_probe.forward import logits_of, run_model
 from lvlm_probe.hooks import untouched
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ def _greedy(probe: Probe, inputs: dict[str, Tensor], max_new_tokens: int) -> Ten
     """For models without a ``generate``: the likeliest token, again and again."""
     length = inputs["input_ids"].shape[1]
     for _ in range(max_new_tokens):
-        result = probe.model(**inputs)
-        logits = result if isinstance(result, Tensor) else result.logits
+        logits = logits_of(run_model(probe.model, inputs))
         inputs = _extended(inputs, logits[0, -1:].argmax(-1))
     return inputs["input_ids"][0, length:]
 

@@ -340,12 +340,12 @@ class _Measurement:
         )
 
     def _disturbed(self, image: int) -> dict[str, Tensor]:
-        """The inputs with noise in place of one image."""
+        """The inputs with noise on one image."""
         generator = torch.Generator().manual_seed(image)
         changed = dict(self.source.inputs)
         for name, shown in self.shown.items():
             value = changed[name]
             noise = torch.randn(value.shape, generator=generator).to(value)
             at = torch.from_numpy(shown.image == image).view(value.shape).to(value.device)
-            changed[name] = torch.where(at, noise, value)
+            changed[name] = torch.where(at, value + noise, value)
         return changed

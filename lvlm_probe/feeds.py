@@ -21,6 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lvlm_probe.adapter import LayerSite, Sites
+from lvlm_probe.forward import run_model
 from lvlm_probe.hooks import Entered, Kind, Tap, attention_kind, observed, untouched
 
 __all__ = ["Feeds", "Partial", "feeds", "run_partly"]
@@ -119,7 +120,7 @@ class _Run:
     def __call__(self) -> None:
         cut = nullcontext() if self.cut is None else _WithoutAttention()
         with suppress(_FarEnough), cut:
-            self.model(**self.inputs, use_cache=False)
+            run_model(self.model, self.inputs)
         self._gather()
 
     def taps(self) -> list[Tap]:

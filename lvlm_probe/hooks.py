@@ -183,8 +183,9 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
             else:
                 args, kwargs = self.visits[location].pop()
                 for tap in watching[location]:
+                    # An assignment of an attention function goes by the same name as its calls.
                     if tap.observer is not None and not (
-                        tap.attention and _assigned((args, kwargs))
+                        tap.attention and inspect.isroutine(value)
                     ):
                         tap.observer(args, kwargs, value)
 
@@ -192,7 +193,7 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
 
 
 def _assigned(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:
-    """Whether an attention function was assigned, not called: both go by the same name."""
+    """Whether an attention function was assigned, not called."""
     args, kwargs = inputs
     return not any(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
 

@@ -7,7 +7,6 @@ call is handed on as it is met, with the gradient of its output in the backward 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -21,6 +20,7 @@ from lvlm_probe.attention import AttentionCall
 from lvlm_probe.capture import Capture
 from lvlm_probe.checkpointing import checkpointed
 from lvlm_probe.errors import CaptureError
+from lvlm_probe.forward import logits_of, run_model
 from lvlm_probe.hooks import Tap, attention_kind, observed, untouched
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.reading import Reader, Site
@@ -201,14 +201,9 @@ class _Run:
     def _forward(self) -> Tensor:
         """Logits that predict the answer's tokens, [A V]."""
         count = len(self.answer)
-        options: dict[str, Any] = {"use_cache": False, "return_dict": True}
-        parameters = inspect.signature(type(self.model).forward).parameters
-        if "logits_to_keep" in parameters:
-            options["logits_to_keep"] = count + 1  # spares the output head the whole prompt
-        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            options = {name: value for name, value in options.items() if name in parameters}
-        result = self.model(**self.inputs, **options)
-        logits = result if isinstance(result, Tensor) else result.logits
+        # Spares the output head the whole prompt, in models that know this.
+        result = run_model(self.model, self.inputs, logits_to_keep=count + 1)
+        logits = logits_of(result)
         return logits[0, -count - 1 : -1]
 
     def _backward(self, logits: Tensor, target: Target, *, last: bool) -> float:
