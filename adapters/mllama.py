@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lvlm_probe.adapter import Adapter, SourceSequence, TowerPaths
+from lvlm_probe.adapter import Adapter, LayerSite, SourceSequence, TowerPaths
 from lvlm_probe.errors import LayoutError
 from lvlm_probe.layout import Box, ImageSpan, PatchGrid, TokenLayout
 
@@ -74,10 +74,25 @@ def _layout(source: SourceSequence) -> TokenLayout:
     return TokenLayout(length, source.answer_start, spans, images * shown * tile)
 
 
+def _vision(config: Any) -> tuple[LayerSite, ...]:
+    """Local layers, then global ones; each attends over all tiles, padded to a multiple of eight positions a tile."""
+    vision = config.vision_config
+    paths = [
+        f"model.vision_model.{part}.layers.{number}"
+        for part, count in (
+            ("transformer", vision.num_hidden_layers),
+            ("global_transformer", vision.num_global_layers),
+        )
+        for number in range(int(count))
+    ]
+    return tuple(LayerSite(path, f"{path}.self_attn", f"{path}.mlp") for path in paths)
+
+
 ADAPTER = Adapter(
     family="mllama",
     model_types=("mllama",),
     language=TowerPaths("model.language_model.layers", cross_attention="cross_attn"),
     layout=_layout,
+    vision=_vision,
     projector="model.multi_modal_projector",
 )

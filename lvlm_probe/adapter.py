@@ -121,7 +121,7 @@ class Adapter:
     model_types: tuple[str, ...]
     language: Paths | Callable[[Any], Paths]
     layout: Callable[[SourceSequence], TokenLayout]
-    vision: Paths | None = None
+    vision: Paths | Callable[[Any], Paths | None] | None = None
     vision_depth: Callable[[Any], int] | None = None
     projector: str | None = None
     resampler: Paths | Callable[[Any], Paths | None] | None = None
