@@ -105,9 +105,11 @@ def main() -> None:
     for row in survey(names, given.jobs, given.limit):
         rows.append(row)
         console.print(
-            f"{row['name']:24} b{row['builds']:d} r{row['runs']:d} c{row['captured']:d} g{row['gradients']:d} "
+            f"{row['name']:24} {row['inputs'][:4]} b{row['builds']:d} r{row['runs']:d} c{row['captured']:d} g{row['gradients']:d} "
             f"{row['atlas']:10} {row['relevancy']:8} e{row['eager']} {row['found']}/{row['executed']}/{row['watched']} "
-            f"{row['gradient_error']} {row['rate']} {row['seconds']} {row['notes'][:400]}", markup=False, soft_wrap=True
+            f"{row['output_error']} {row['weight_error']} {row['gradient_error']} rate {row['rate']} {row['percentile']} m{row['marked']} {row['seconds']} {row['notes'][:400]}",
+            markup=False,
+            soft_wrap=True,
         )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -16,10 +17,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["attending", "feeding", "weights_and_gradients"]
+__all__ = ["Feeding", "attending", "feeding", "weights_and_gradients"]
 
-NOT_OVER_TOKENS: dict[str, str] = {}
+NOT_OVER_TOKENS = {
+    "Florence2VisionChannelAttention": "channels",
+    "Inkling2BlockAttentionResidual": "layers",
+}
 """Classes that attend over something else than tokens, and over what."""
+
+
+@dataclass(frozen=True)
+class Feeding:
+    """What the answer's logits depend on.
+
+    Attributes:
+        sites: Paths of the modules that attend over tokens.
+        apart: What others attend over, in words.
+    """
+
+    sites: list[str]
+    apart: list[str]
 
 
 def attending(model: nn.Module) -> dict[str, nn.Module]:
@@ -34,8 +51,8 @@ def attending(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def feeding(model: nn.Module, inputs: Mapping[str, Tensor], answer: int) -> list[str]:
-    """Paths of the modules that attend, run, and whose output the answer's logits depend on.
+def feeding(model: nn.Module, inputs: Mapping[str, Tensor], answer: int) -> Feeding:
+    """The modules that attend, run, and whose output the answer's logits depend on.
 
     Args:
         model: Run once, as it is.
@@ -51,7 +68,12 @@ def feeding(model: nn.Module, inputs: Mapping[str, Tensor], answer: int) -> list
     ran = [(path, out) for path, outputs in given.items() for out in outputs if out.requires_grad]
     gradients = torch.autograd.grad(rows.sum(), [out for _, out in ran], allow_unused=True)
     fed = {path for (path, _), gradient in zip(ran, gradients, strict=True) if gradient is not None}
-    return [path for path in given if path in fed]
+    kinds = {path: type(model.get_submodule(path)).__name__ for path in given if path in fed}
+    apart = sorted({kind for kind in kinds.values() if kind in NOT_OVER_TOKENS})
+    return Feeding(
+        [path for path, kind in kinds.items() if kind not in NOT_OVER_TOKENS],
+        [f"{kind} attends over {NOT_OVER_TOKENS[kind]}, not tokens" for kind in apart],
+    )
 
 
 def weights_and_gradients(
