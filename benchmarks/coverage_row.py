@@ -140,7 +140,7 @@ class _Exam:
         with torch.no_grad():
             logits = model(**made.inputs, use_cache=False, return_dict=True).logits
         self.row["runs"] = bool(made.answer_logits(logits).isfinite().all())
-        for text in (made.notes, zoo.DISCRETE.get(self.name), zoo.WITHOUT_IMAGE.get(self.name)):
+        for text in (made.notes or zoo.WITHOUT_IMAGE.get(self.name), zoo.DISCRETE.get(self.name)):
             if text:
                 noted(self.row, text.rstrip("."))
 
