@@ -49,6 +49,9 @@ def survey(names: Sequence[str], jobs: int = 2, limit: float = 180.0) -> Iterato
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context.set_forkserver_preload(["zoo.warm"])
+    imports = context.Process(target=os.getpid)
+    imports.start()
+    imports.join()  # nobody's seconds
     waiting, running = list(names), list[_Job]()
     try:
         while waiting or running:

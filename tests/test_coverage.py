@@ -121,7 +121,7 @@ def test_too_slow_and_crashed_are_rows(tmp_path: Path) -> None:
     (tmp_path / "crash.py").write_text(CRASH)
     code = (
         "import coverage, crash, json; coverage.send = crash.send; "
-        "print(json.dumps(list(coverage.survey(['crash', 'sleep', 'crash'], jobs=1, limit=20))))"
+        "print(json.dumps(list(coverage.survey(['crash', 'sleep', 'crash'], jobs=1, limit=5))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
@@ -130,7 +130,7 @@ def test_too_slow_and_crashed_are_rows(tmp_path: Path) -> None:
     rows = json.loads(done.stdout.splitlines()[-1])
     assert [row["name"] for row in rows] == ["crash", "sleep", "crash"]
     assert all(row["builds"] and not row["runs"] for row in rows)
-    ended, stopped = "met; its process ended with 3", "met; stopped after 20 s"
+    ended, stopped = "met; its process ended with 3", "met; stopped after 5 s"
     assert [row["notes"] for row in rows] == [ended, stopped, ended]
 
 
