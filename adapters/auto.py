@@ -274,9 +274,8 @@ def _vision_depth(config: Any, layers: int) -> Any:
     if chosen is None or layers == 0:
         return None
     states = [chosen] if isinstance(chosen, int) else list(chosen)
-    # Granite 4 adds features of further layers to what the language model's layers get.
+    # Some feed further ones to inner layers of the language model.
     states += [state for state, _ in getattr(config, "deepstack_layer_map", None) or ()]
-    states += [s for s in (getattr(config, "spatial_vision_layer", None),) if s is not None]
     depth = max(state if state >= 0 else layers + 1 + state for state in states)
 
     def first(_: Any) -> int:

@@ -75,15 +75,16 @@ def _layout(source: SourceSequence) -> TokenLayout:
 
 
 def _vision(config: Any) -> tuple[LayerSite, ...]:
-    """Local layers, then global ones; each attends over all tiles, padded to a multiple of eight positions a tile."""
+    """Layers within a tile, then those over all tiles of an image; both see padded positions, so maps end before them."""
     vision = config.vision_config
+    parts = (
+        ("transformer", vision.num_hidden_layers),
+        ("global_transformer", vision.num_global_layers),
+    )
     paths = [
         f"model.vision_model.{part}.layers.{number}"
-        for part, count in (
-            ("transformer", vision.num_hidden_layers),
-            ("global_transformer", vision.num_global_layers),
-        )
-        for number in range(int(count))
+        for part, layers in parts
+        for number in range(int(layers))
     ]
     return tuple(LayerSite(path, f"{path}.self_attn", f"{path}.mlp") for path in paths)
 

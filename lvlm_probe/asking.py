@@ -16,7 +16,7 @@ from lvlm_probe.hooks import untouched
 if TYPE_CHECKING:
     from lvlm_probe.probe import Probe
 
-__all__ = ["answered", "asked", "encoded", "placed"]
+__all__ = ["answered", "asked", "encoded", "placed", "row_of"]
 
 
 def asked(
@@ -110,6 +110,36 @@ def placed(probe: Probe, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
+def row_of(inputs: Mapping[str, Tensor], row: int) -> tuple[dict[str, Tensor], int]:
+    """One question of a padded batch, without its padding, and how much padding stood before it.
+
+    Args:
+        inputs: Of a batch, padded on the left or on the right; everything in it has an item a question.
+        row: Which question.
+
+    Raises:
+        PromptError: If there is no such row, or some input has another number of items than there are questions.
+    """
+    batch, length = inputs["input_ids"].shape
+    if not 0 <= row < batch:
+        raise PromptError(f"there is no row {row}: the batch has {batch}, counted from 0")
+    shared = [name for name, value in inputs.items() if value.shape[:1] != (batch,)]
+    if shared:
+        sizes = ", ".join(f"{name} {list(inputs[name].shape)}" for name in shared)
+        raise PromptError(
+            f"which part of {sizes} belongs to row {row} of {batch} cannot be told: make the inputs of one question"
+        )
+    one = {name: value[row : row + 1] for name, value in inputs.items()}
+    if "attention_mask" not in one:
+        return one, 0
+    kept = one["attention_mask"][0].bool()
+    cut = {
+        name: value[:, kept] if value.shape[:2] == (1, length) else value
+        for name, value in one.items()
+    }
+    return cut, int(kept.int().argmax())
+
+
 def answered(
     probe: Probe, inputs: dict[str, Tensor], text: str, answer: str | None, max_new_tokens: int
 ) -> tuple[dict[str, Tensor], int]:
@@ -132,7 +162,9 @@ def answered(
         else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens))
     )
     if _is_encoder_decoder(probe.model):
-        return {**inputs, "decoder_input_ids": torch.cat([prefix, ids])[None]}, len(prefix)
+        # Some processors make a decoder's inputs for training.
+        asked_for = {name: v for name, v in inputs.items() if not name.startswith("decoder_")}
+        return {**asked_for, "decoder_input_ids": torch.cat([prefix, ids])[None]}, len(prefix)
     return _extended(inputs, ids), len(prefix)
 
 

@@ -64,6 +64,12 @@ def measure(
             show an image form no grid.
     """
     if not source.image_sizes:
+        given = [name for name, value in source.inputs.items() if value.is_floating_point()]
+        if given:
+            raise LayoutError(
+                f"the inputs {', '.join(given)} were made by hand, and not as one picture an item, so their pixels are not "
+                "known: give Probe the processor, and the case its pictures"
+            )
         return ends_of(source, sites, len(ids_of(source)))
     key = key_of(source)
     if cache is not None and key in cache:
@@ -223,6 +229,10 @@ class _Measurement:
                 while stop < len(ids) and ids[stop] in of_image and tokens.image[stop] < 0:
                     stop += 1
             edges.append((start, stop))
+        # Positions that the model puts before the prompt by itself show the image, or are its class token.
+        added = len(tokens.image) - len(ids) - sum(stop - start for start, stop in edges)
+        if added > 0 and len(edges) == 1 and edges[0][0] >= added:
+            edges = [(edges[0][0] - added, edges[0][1])]
         return edges
 
     def _patches(

@@ -107,7 +107,9 @@ def centres(
         box = _snapped(
             x.min() - half[0], y.min() - half[1], x.max() + half[0], y.max() + half[1], size
         )
-    return Centres(number, found[0], found[1], found[2] / tile[0], found[3] / tile[1], box, fed)
+    return Centres(
+        number, found[0], found[1], found[2] / tile[0], found[3] / tile[1], box, bool(fed)
+    )
 
 
 def _tile(values: NDArray[np.float64], frame: NDArray[np.int32]) -> float:

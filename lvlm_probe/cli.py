@@ -1,4 +1,4 @@
-"""The command line: ``lvlm-probe explain | record | show | recipes | demo``."""
+"""The command line: ``lvlm-probe explain | record | show | check | recipes | demo``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lvlm_probe.case import Case
     from lvlm_probe.probe import Probe
     from lvlm_probe.target import Target
+    from lvlm_probe.verdict import CheckReport
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -132,6 +133,32 @@ def show(
             kind, str(len(rows)), " × ".join(map(str, rows[0]["shape"])), rows[0]["dtype"]
         )
     console.print(table)
+
+
+@app.command()
+def check(
+    model: Annotated[
+        str, typer.Argument(help="'demo', a folder, or a Hugging Face id.", show_default=False)
+    ],
+    image: Annotated[
+        Path | None, typer.Argument(help="A picture; one of noise and blocks by default.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="A question about it.")] = None,
+    answer: Annotated[str | None, typer.Option(help="In place of the model's own.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Write the report to this file.")
+    ] = None,
+    dtype: Dtype = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Hold what is watched in a model against the model itself; status 1 if something is wrong."""
+    probe = _load(model, dtype, trust_remote_code)
+    with console.status("checking"):
+        report = probe.check(image, prompt, answer)
+    console.print(report)
+    if out is not None:
+        _write(out, json.dumps(report.to_json(), indent=2, ensure_ascii=False))
+    _end(report)
 
 
 @app.command()
@@ -298,6 +325,22 @@ def _folder(path: Path) -> Path:
             f"cannot make the folder {str(path)!r} ({error.strerror}): choose one that you may write to"
         ) from error
     return path
+
+
+def _end(report: CheckReport) -> None:
+    if not report.ok:
+        console.print("[red]something is wrong[/red]: docs/check.md says what, and what to do")
+        raise typer.Exit(1)
+    console.print("nothing is wrong")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {str(path)!r} ({error.strerror}): choose a folder that you may write to"
+        ) from error
 
 
 @contextmanager

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lvlm_probe.adapter import Adapter, Sites, adapter_for
-from lvlm_probe.asking import answered, asked, placed
+from lvlm_probe.asking import answered, asked, placed, row_of
 from lvlm_probe.case import Case
 from lvlm_probe.errors import ModelError, PromptError
 from lvlm_probe.images import ImageLike, load_images
 from lvlm_probe.provenance import provenance
+
+if TYPE_CHECKING:
+    from lvlm_probe.verdict import CheckReport
 
 __all__ = ["Probe"]
 
@@ -140,6 +143,7 @@ class Probe:
         inputs: Mapping[str, Any],
         answer_start: int,
         images: ImageLike | Sequence[ImageLike] | None = None,
+        row: int | None = None,
     ) -> Case:
         """A case from model inputs that are already made.
 
@@ -147,20 +151,50 @@ class Probe:
             inputs: What the model's forward takes: one sample, prompt and answer.
             answer_start: Position of the first answer token; of an encoder–decoder, among the decoder's.
             images: The original pictures; without them, maps are as large as the model's input.
+            row: Of a padded batch: which question; it is explained without its padding.
 
         Raises:
             AnswerError: If no token follows ``answer_start``.
             PromptError: If there is no ``input_ids`` of one sample.
         """
         ready = placed(self, inputs)
+        if row is not None and "input_ids" in ready:
+            ready, padding = row_of(ready, row)
+            answer_start -= padding
         read = ready.get("decoder_input_ids", ready.get("input_ids"))
         if read is None or read.ndim != 2 or len(read) != 1:
             raise PromptError(
                 "inputs need 'input_ids' (of an encoder–decoder, 'decoder_input_ids') of shape [1 N]: one sample, "
-                "prompt and answer"
+                "prompt and answer; of a batch, name the row"
             )
         pictures = () if images is None else load_images(images)
         return Case(self, ready, answer_start, pictures, prompt="", text="")
+
+    def check(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        prompt: str | None = None,
+        answer: str | None = None,
+        *,
+        case: Case | None = None,
+    ) -> CheckReport:
+        """Hold what is watched, and the layout of tokens, against the model itself.
+
+        Runs the model some dozens of times, also on its eager attention; afterwards it is as it was. Printed, the report
+        is a table; docs/check.md says what each line means.
+
+        Args:
+            images: As in :meth:`case`; a picture of noise and blocks by default.
+            prompt: As in :meth:`case`; a short question by default.
+            answer: As in :meth:`case`; by default, a few tokens of the model's own.
+            case: To be looked at in place of these.
+
+        Raises:
+            PromptError: If there is neither a processor nor a case.
+        """
+        from lvlm_probe.check import check
+
+        return check(self, images, prompt, answer, case=case)
 
     @property
     def device(self) -> torch.device:

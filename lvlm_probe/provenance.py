@@ -57,4 +57,7 @@ def _fingerprint(model: nn.Module) -> str:
 def _settings(processor: Any) -> Any:
     if processor is None or not hasattr(processor, "to_dict"):
         return None
-    return json.loads(json.dumps(processor.to_dict(), default=str))
+    try:
+        return json.loads(json.dumps(processor.to_dict(), default=str))
+    except ValueError as error:  # some cannot tell their own settings
+        return {"class": type(processor).__name__, "settings": f"not to be had: {error}"}

@@ -134,12 +134,12 @@ def test_error_in_the_model_leaves_nothing(
 def test_error_in_user_code_leaves_nothing(
     fresh: lp.Case, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    from lvlm_probe.recipes.relevancy import recipe
+    from lvlm_probe.recipes.relevancy import carry
 
     def fail(*_: object) -> None:
         raise error("in a reducer")
 
-    monkeypatch.setattr(recipe._Relevancy, "feed", fail)
+    monkeypatch.setattr(carry.Carrier, "feed", fail)
     with unchanged(fresh.probe.model), pytest.raises(error, match="in a reducer"):
         fresh.explain("relevancy")
 

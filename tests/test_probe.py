@@ -217,11 +217,11 @@ def test_answer_start_out_of_range(case: lp.Case, start: int) -> None:
 
 
 def test_inputs_without_ids(probe: lp.Probe) -> None:
-    with pytest.raises(PromptError, match=r"'input_ids' of shape \[1 N\]"):
+    with pytest.raises(PromptError, match=r"'input_ids' .*of shape \[1 N\]"):
         probe.case_from_inputs({"pixel_values": torch.zeros(1, 3, 32, 32)}, 1)
 
 
-@pytest.mark.parametrize("image", [7, None, {"a": 1}, "no/such/file.png", np.zeros((0, 4, 3)), []])
+@pytest.mark.parametrize("image", [7, None, {"a": 1}, "no/such/file.png", np.zeros((0, 4, 3))])
 def test_not_an_image(probe: lp.Probe, image: object) -> None:
     with pytest.raises(ImageError):
         probe.case(image, "what is this")
@@ -252,19 +252,6 @@ def test_unknown_option_lists_the_known_ones(case: lp.Case) -> None:
         case.explain("relevancy", visoin=True)
 
 
-def test_unknown_family_lists_the_known_ones() -> None:
-    from transformers import BertConfig, BertModel
-
-    model = BertModel(
-        BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
-    )
-    said = r"no adapter for the model family 'bert'; known: .*llava.*Probe\(model, processor, adapter=.*CONTRIBUTING"
-    with pytest.raises(AdapterError, match=said):
-        lp.Probe(model)
-    with pytest.raises(AdapterError, match="no adapter for the model family None"):
-        lp.Probe(torch.nn.Linear(2, 2))
-
-
 def test_adapter_that_names_missing_modules() -> None:
     from dataclasses import replace
 
@@ -291,7 +278,7 @@ def test_adapter_that_names_missing_modules() -> None:
 
 def test_adapters_come_from_entry_points() -> None:
     assert available_adapters()["llava"].family == "llava"
-    assert adapter_for(tiny.llava().config).family == "llava"
+    assert adapter_for(tiny.llava()).family == "llava"
 
 
 def test_model_that_cannot_be_loaded(tmp_path: Path) -> None:
@@ -314,5 +301,6 @@ def test_every_error_is_of_one_tree() -> None:
     from lvlm_probe import errors
 
     drawn = re.findall(r"(?:├──|└──) (\w+)", errors.__doc__ or "")
-    assert {"LvlmProbeError", *drawn} == set(errors.__all__)
-    assert all(issubclass(getattr(errors, name), LvlmProbeError) for name in errors.__all__)
+    warned = {"UnmappedImageWarning"}
+    assert {"LvlmProbeError", *drawn} == set(errors.__all__) - warned
+    assert all(issubclass(getattr(errors, n), LvlmProbeError) for n in {*errors.__all__} - warned)

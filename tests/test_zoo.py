@@ -157,7 +157,6 @@ def test_answer_is_causal(kit: Kit) -> None:
 
 def test_timm_encoders_in_a_fresh_interpreter() -> None:
     """All of the above for the three whose encoders need timm, which must be there before transformers is."""
-    pytest.importorskip("zoo.shim")
     code = (
         "from zoo import shim; shim.install(); import pytest, sys; "
         f"sys.exit(pytest.main([{__file__!r}, '-q', '-p', 'no:cacheprovider', '-W', '"
