@@ -24,6 +24,7 @@ __all__ = [
 SIZE = (300, 500)
 BLOCK = (300, 100, 380, 180)
 BLOCKS = 16
+SQUARE = 20
 TOWERS = ("vision", "projector", "encoder", "language")
 
 
@@ -34,15 +35,19 @@ def target() -> Any:
     return lp.Target(0, "logit")
 
 
-def picture(*, marked: bool = True) -> Any:
-    """A red block on grey, or the grey alone."""
-    from PIL import Image, ImageDraw
-
-    made = Image.new("RGB", (SIZE[1], SIZE[0]), (120, 130, 140))
-    if marked:
-        left, top, right, bottom = BLOCK
-        ImageDraw.Draw(made).rectangle((left, top, right - 1, bottom - 1), fill=(220, 30, 20))
+def picture() -> Any:
+    """A red block on noise."""
+    made = _noise(SIZE)
+    made.paste((220, 30, 20), BLOCK)
     return made
+
+
+def _noise(size: tuple[int, int]) -> Any:
+    import numpy as np
+    from PIL import Image
+
+    generator = np.random.default_rng(0)
+    return Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
 
 
 def paths_of(sites: Any) -> dict[str, str]:
@@ -126,16 +131,9 @@ def difference(call: Any, truth: Sequence[tuple[Any, Any]]) -> tuple[float, floa
 
 def verified(case: Any) -> Any:
     """Blocks of noise changed, and what moves compared with what the layout names."""
-    import numpy as np
-    from PIL import Image
-
     from lvlm_probe.verify import verify
 
-    generator = np.random.default_rng(0)
-    pictures = [
-        Image.fromarray(generator.integers(0, 256, (*span.size, 3), dtype=np.uint8))
-        for span in case.layout.images
-    ]
+    pictures = [_noise(span.size) for span in case.layout.images]
     probe = case.probe
     return verify(
         case.layout,
@@ -149,40 +147,38 @@ def verified(case: Any) -> Any:
 
 
 def marked_rate(case: Any) -> float | None:
-    """Of the positions that a marked block moves most, as many as cells lie within it, the share that the layout names."""
-    from lvlm_probe.feeds import run_partly
+    """The share of the squares that the marked block is cut into whose change moves one of the positions named most.
+
+    None where the patches that the layout names are not those that the vision encoder or the language model reads.
+    """
     from lvlm_probe.grid import Box
 
-    layout, box = case.layout, Box(*map(float, BLOCK))
-    span = layout.images[0]
-    prepare = _prepare(case)
-    met = [
-        run_partly(
-            case.probe.model,
-            case.probe.sites,
-            {**case.inputs, **_floats(prepare([p]))},
-            (),
-            gradients=False,
-        )
-        for p in (picture(), picture(marked=False))
-    ]
-    if span.tokens:
-        named, grids = layout.tokens_in_box(0, box), span.tokens
-        before, after = (m.hidden for m in met)
-    else:
-        named, grids = layout.patches_in_box(0, box), span.patches
-        before, after = (m.patches if m.keys is None else m.keys for m in met)
-        if len(before) != layout.patch_count:
-            return None
-    cells = [
-        grid.cell(r, c) for grid in grids for r in range(grid.rows) for c in range(grid.columns)
-    ]
-    inside = [
-        c for c in cells
-        if c.left >= box.left and c.top >= box.top and c.right <= box.right and c.bottom <= box.bottom
-    ]  # fmt: skip
-    most = (before - after).float().norm(dim=-1).topk(max(1, len(inside))).indices.tolist()
-    return sum(position in named for position in most) / len(most)
+    layout, span = case.layout, case.layout.images[0]
+    plain = _met(case, picture())
+    if not span.tokens and len(plain) != layout.patch_count:
+        return None
+    hits: list[bool] = []
+    left, top, right, bottom = BLOCK
+    for x in range(left, right, SQUARE):
+        for y in range(top, bottom, SQUARE):
+            changed = picture()
+            changed.paste((30, 180, 200), (x, y, x + SQUARE, y + SQUARE))
+            box = Box(float(x), float(y), float(x + SQUARE), float(y + SQUARE))
+            named = layout.tokens_in_box(0, box) if span.tokens else layout.patches_in_box(0, box)
+            hits.append(int((_met(case, changed) - plain).float().norm(dim=-1).argmax()) in named)
+    return sum(hits) / len(hits)
+
+
+def _met(case: Any, shown: Any) -> Any:
+    """What enters the language model, where its positions show places of their own; else the patches."""
+    from lvlm_probe.feeds import run_partly
+
+    floats = {n: v for n, v in _prepare(case)([shown]).items() if v.is_floating_point()}
+    inputs = {**case.inputs, **floats}
+    met = run_partly(case.probe.model, case.probe.sites, inputs, (), gradients=False)
+    if case.layout.images[0].tokens:
+        return met.hidden
+    return met.patches if met.keys is None or len(met.keys) != case.layout.patch_count else met.keys
 
 
 def _source(case: Any) -> Any:
@@ -210,7 +206,3 @@ def _prepare(case: Any) -> Callable[[Sequence[Any]], dict[str, Any]]:
         return {"pixel_values": torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1}
 
     return through_processor if case.images else as_they_are
-
-
-def _floats(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if value.is_floating_point()}

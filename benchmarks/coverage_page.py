@@ -39,8 +39,8 @@ MEANING = f"""\
   the named one (50 % by chance). *verified*: a hit rate of {LIMITS["rate"]:.0%}, or else a percentile of
   {LIMITS["percentile"]:.0%}, the weaker statement, for encoders that mix places by convolution. *none*: nothing could be measured,
   and the notes say why.
-- **marked**: of the positions that a red block of 80 × 80 pixels moves most, as many as cells lie within it, the share that the
-  layout names.
+- **marked**: a red block of 80 × 80 pixels, cut into 16 squares of 20 × 20; the share of squares for which the position that moves
+  most, as the square changes its colour, is one that the layout names. Squares are smaller than most cells.
 - **map**: relevancy drawn on the pixels, from patches of the vision encoder or from the language model's tokens.
 """
 
