@@ -192,7 +192,10 @@ def _source(case: Any) -> Any:
 
 
 def _prepare(case: Any) -> Callable[[Sequence[Any]], dict[str, Any]]:
-    """Makes the inputs from other pictures; those of the model's own size are its input as they are."""
+    """Makes the inputs from other pictures; those of the model's own size are its input as they are.
+
+    What is returned raises ValueError where the input has another shape.
+    """
     import numpy as np
     import torch
 
@@ -203,6 +206,10 @@ def _prepare(case: Any) -> Callable[[Sequence[Any]], dict[str, Any]]:
 
     def as_they_are(pictures: Sequence[Any]) -> dict[str, Any]:
         arrays = np.stack([np.asarray(p, dtype=np.float32) for p in pictures])
-        return {"pixel_values": torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1}
+        pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2) / 127.5 - 1
+        wanted = case.inputs["pixel_values"].shape
+        if pixels.shape != wanted:
+            raise ValueError(f"no picture is an input of shape {tuple(wanted)} as it is")
+        return {"pixel_values": pixels}
 
     return through_processor if case.images else as_they_are
