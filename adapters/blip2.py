@@ -20,6 +20,12 @@ _LANGUAGE = {
 }
 
 
+_NORMS = {
+    "opt": "language_model.model.decoder.final_layer_norm",
+    "llama": "language_model.model.norm",
+}
+
+
 def _language(config: Any) -> TowerPaths:
     """Where the language model's layers are; the families come with several.
 
@@ -33,6 +39,12 @@ def _language(config: Any) -> TowerPaths:
             "Give Probe an adapter with its paths"
         )
     return _LANGUAGE[kind]
+
+
+def _norm(config: Any) -> str:
+    """Where the language model's last norm is."""
+    _language(config)  # says which are known
+    return _NORMS[config.text_config.model_type]
 
 
 def _layout(source: SourceSequence) -> TokenLayout:
@@ -72,4 +84,6 @@ ADAPTER = Adapter(
         cross_attention="crossattention.attention",
     ),
     places_images=True,
+    norm=_norm,
+    head="language_model.lm_head",
 )

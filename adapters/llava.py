@@ -76,4 +76,6 @@ ADAPTER = Adapter(
     vision=TowerPaths("model.vision_tower.encoder.layers"),
     vision_depth=_vision_depth,
     projector="model.multi_modal_projector",
+    norm="model.language_model.norm",
+    head="lm_head",
 )

@@ -96,4 +96,6 @@ ADAPTER = Adapter(
     layout=_layout,
     vision=_vision,
     projector="model.multi_modal_projector",
+    norm="model.language_model.norm",
+    head="lm_head",
 )

@@ -112,7 +112,7 @@ class Adapter:
             go by the tower ``"projector"``; or a function of the configuration, where some models have one.
         places_images: Whether the processor puts the images' tokens before the prompt by itself.
         encoder: Paths of an encoder–decoder's text encoder.
-        norm: Path of the norm after the language model's last layer.
+        norm: Path of the norm after the language model's last layer, or a function of the configuration that gives it.
         head: Path of the output head.
         discovered: See :class:`Sites`.
     """
@@ -127,7 +127,7 @@ class Adapter:
     resampler: Paths | Callable[[Any], Paths | None] | None = None
     places_images: bool = False
     encoder: Paths | None = None
-    norm: str | None = None
+    norm: str | Callable[[Any], str] | None = None
     head: str | None = None
     discovered: bool = False
 
@@ -145,7 +145,8 @@ class Adapter:
         vision = layers(self.vision)
         if vision and self.vision_depth is not None:
             vision = vision[: self.vision_depth(config)]
-        for path in (self.projector, self.norm, self.head):
+        norm = self.norm(config) if callable(self.norm) else self.norm
+        for path in (self.projector, norm, self.head):
             if path is not None:
                 self._module(model, path)
         return Sites(
@@ -154,7 +155,7 @@ class Adapter:
             projector=self.projector,
             resampler=layers(self.resampler),
             encoder=layers(self.encoder),
-            norm=self.norm,
+            norm=norm,
             head=self.head,
             discovered=self.discovered,
         )

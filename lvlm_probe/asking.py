@@ -16,7 +16,7 @@ from lvlm_probe.hooks import untouched
 if TYPE_CHECKING:
     from lvlm_probe.probe import Probe
 
-__all__ = ["answered", "asked", "encoded", "placed", "row_of"]
+__all__ = ["answered", "asked", "encoded", "placed", "row_of", "with_answer"]
 
 
 def asked(
@@ -161,6 +161,18 @@ def answered(
         if answer is not None
         else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens))
     )
+    return with_answer(probe, inputs, ids)
+
+
+def with_answer(
+    probe: Probe, inputs: dict[str, Tensor], ids: Tensor
+) -> tuple[dict[str, Tensor], int]:
+    """What the model is given, with these tokens as its answer, and where they start.
+
+    Raises:
+        AnswerError: If an encoder–decoder names no start token.
+    """
+    prefix = _prefix(probe, inputs)
     if _is_encoder_decoder(probe.model):
         # Some processors make a decoder's inputs for training.
         asked_for = {name: v for name, v in inputs.items() if not name.startswith("decoder_")}

@@ -17,6 +17,7 @@ from lvlm_probe.asking import encoded
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.capture import Capture
 from lvlm_probe.errors import AnswerError, LayoutError, TargetError
+from lvlm_probe.intervene import Editable
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.recipe import CaseRecipe, TraceRecipe, check_options, find_recipe
 from lvlm_probe.reduce import BUDGET, reduce_live
@@ -31,10 +32,10 @@ __all__ = ["Case"]
 Progress = Callable[[int, int], None]
 
 
-class Case:
+class Case(Editable):
     """Images, a prompt and an answer, bound to a probe.
 
-    Made by :meth:`Probe.case`.
+    Made by :meth:`Probe.case`. Forward passes with edits: see :class:`~lvlm_probe.intervene.Editable`.
 
     Attributes:
         probe: Whose model is asked.
@@ -94,6 +95,11 @@ class Case:
 
     def __repr__(self) -> str:
         return f"Case({self.prompt!r} → {self.answer!r}, {self.layout.length} tokens)"
+
+    @property
+    def plain(self) -> Case:
+        """The case itself."""
+        return self
 
     @property
     def answer_tokens(self) -> tuple[str, ...]:

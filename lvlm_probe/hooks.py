@@ -1,12 +1,14 @@
-"""The only module that knows nnsight: it shows callers what passes through chosen places of a model.
+"""The only module that knows nnsight: it shows callers what passes through chosen places of a model, and swaps it.
 
 nnsight installs a controller on every module and keeps it there. Here it is installed for the length of one call
 and taken off again, however the call ends, so that a model is never left changed. What an observer is shown is
-the live value: it may hang tensor hooks on it, and it must not change it in place.
+the live value: it may hang tensor hooks on it, and it must not change it in place. A :class:`Swap` gives another
+value in its place; observers are shown that one.
 
 nnsight 0.8 facts that this module stands on, each held by a test: `Cache.subscriptions` and
-`Cache.observe_selected` are what the interleaver calls; a source operation's location is
-``{module path}.source.{name}.{input|output}``; a controller is a module's ``__nnsight__`` and ``forward`` entries.
+`Cache.observe_selected` are what the interleaver calls; `Interleaver.handle` is given every value that passes, and what it
+returns goes on; a source operation's location is ``{module path}.source.{name}.{input|skip|output}``; a controller is a
+module's ``__nnsight__`` and ``forward`` entries.
 """
 
 from __future__ import annotations
@@ -26,11 +28,12 @@ from torch import Tensor, nn
 
 from lvlm_probe.errors import CaptureError
 
-__all__ = ["Kind", "Tap", "attention_kind", "observed", "untouched"]
+__all__ = ["Kind", "Swap", "Tap", "attention_kind", "observed", "swapped", "untouched", "wrapped"]
 
 T = TypeVar("T")
 Observer = Callable[[tuple[Any, ...], dict[str, Any], Any], None]
 Entered = Callable[[tuple[Any, ...], dict[str, Any]], None]
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 Kind = Literal["interface", "function", "softmax", "module"]
 
@@ -45,6 +48,7 @@ _CAPTURING = (
 )
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
+_SWAPS: WeakKeyDictionary[nn.Module, tuple[Swap, ...]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,37 @@ class Tap:
     entered: Entered | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """A place where other values go on than came.
+
+    Attributes:
+        path: Dotted path of a module, as in ``model.named_modules()``.
+        entering: From positional and keyword arguments to those that go in instead.
+        leaving: From the result to that which comes out instead.
+        instead: What comes out without the module being run at all; called at each visit.
+        attention: At the attention function that the module calls, in place of the module itself.
+    """
+
+    path: str
+    entering: Callable[[tuple[Any, ...], dict[str, Any]], Inputs] | None = None
+    leaving: Callable[[Any], Any] | None = None
+    instead: Callable[[], Any] | None = None
+    attention: bool = False
+
+
+@contextmanager
+def swapped(model: nn.Module, swaps: Sequence[Swap]) -> Generator[None]:
+    """Whatever is :func:`observed` inside runs with these swaps, in the order given; other threads wait."""
+    with _lock_of(model):
+        before = _SWAPS.get(model, ())
+        _SWAPS[model] = (*before, *swaps)
+        try:
+            yield
+        finally:
+            _SWAPS[model] = before
+
+
 def observed(model: nn.Module, taps: Sequence[Tap], call: Callable[[], T]) -> T:
     """Run ``call`` with the taps watching ``model``; afterwards the model is as it was.
 
@@ -77,6 +112,7 @@ def observed(model: nn.Module, taps: Sequence[Tap], call: Callable[[], T]) -> T:
     """
     with _lock_of(model), _wrapped(model) as envoy:
         relay = _relay(envoy, taps)
+        _exchange(envoy, _SWAPS.get(model, ()))
         return _interleave(envoy, relay, call)
 
 
@@ -144,8 +180,8 @@ def _forward_hooks(module: nn.Module) -> dict[int, Any]:
     return module.__dict__["_forward_hooks"]  # torch lists hooks nowhere else
 
 
-@contextmanager
-def _wrapped(model: nn.Module) -> Generator[Any]:
+def wrapped(model: nn.Module) -> Any:
+    """The model as nnsight wraps it, for a caller's own traces; its controllers stay on the modules, inert outside of one."""
     from nnsight import NNsight
 
     class Envoy(NNsight):
@@ -154,13 +190,17 @@ def _wrapped(model: nn.Module) -> Generator[Any]:
         def device(self) -> None:
             return None
 
+    with warnings.catch_warnings():
+        # It renames submodules called as its own attributes are; `_descend` knows.
+        warnings.filterwarnings("ignore", "Module .* has a submodule named")
+        return Envoy(model)
+
+
+@contextmanager
+def _wrapped(model: nn.Module) -> Generator[Any]:
     before = {module: _controller(module) for module in model.modules()}
     try:
-        with warnings.catch_warnings():
-            # It renames submodules called as its own attributes are; `_descend` knows.
-            warnings.filterwarnings("ignore", "Module .* has a submodule named")
-            envoy = Envoy(model)
-        yield envoy
+        yield wrapped(model)
     finally:
         for module, entries in before.items():
             for name in ("__nnsight__", "forward"):
@@ -204,6 +244,47 @@ def _relay(envoy: Any, taps: Sequence[Tap]) -> Any:
                         tap.observer(args, kwargs, value)
 
     return Relay()
+
+
+def _exchange(envoy: Any, swaps: Sequence[Swap]) -> None:
+    """Let other values go on at the places of the swaps."""
+    at: dict[str, list[Callable[[Any], Any]]] = {}
+    for swap in swaps:
+        module = _descend(envoy, swap.path)
+        for location in _operations(module, swap.path) if swap.attention else [module.path]:
+            if swap.entering is not None:
+                at.setdefault(f"{location}.input", []).append(_entering(swap))
+            if swap.instead is not None:
+                at.setdefault(f"{location}.skip", []).append(_instead(swap.instead))
+            if swap.leaving is not None:
+                at.setdefault(f"{location}.output", []).append(_leaving(swap))
+    if not at:
+        return
+    handle = envoy.interleaver.handle
+
+    def exchanged(location: str, value: Any) -> Any:
+        for change in at.get(location, ()):
+            value = change(value)
+        return handle(location, value)
+
+    envoy.interleaver.handle = exchanged  # of this envoy alone, which lives as long as the call
+
+
+def _entering(swap: Swap) -> Callable[[Inputs], Inputs]:
+    assert swap.entering is not None
+    change = swap.entering
+    return lambda inputs: inputs if swap.attention and _assigned(inputs) else change(*inputs)
+
+
+def _leaving(swap: Swap) -> Callable[[Any], Any]:
+    assert swap.leaving is not None
+    change = swap.leaving
+    # What an assignment gives is the attention function itself.
+    return lambda value: value if swap.attention and callable(value) else change(value)
+
+
+def _instead(give: Callable[[], Any]) -> Callable[[Any], Any]:
+    return lambda _: give()
 
 
 def _assigned(inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> bool:

@@ -14,6 +14,7 @@ from lvlm_probe.adapter import Adapter, Sites, adapter_for
 from lvlm_probe.asking import answered, asked, placed, row_of
 from lvlm_probe.case import Case
 from lvlm_probe.errors import ModelError, PromptError
+from lvlm_probe.hooks import wrapped
 from lvlm_probe.images import ImageLike, load_images
 from lvlm_probe.provenance import provenance
 
@@ -205,6 +206,14 @@ class Probe:
     def dtype(self) -> torch.dtype:
         """What the model computes in."""
         return next(self.model.parameters()).dtype if _plain(self.model) else self.model.dtype
+
+    @property
+    def nnsight(self) -> Any:
+        """The plain nnsight model, for interventions of your own in ``with probe.nnsight.trace(**case.inputs): ...``.
+
+        nnsight leaves its controllers on the modules, which do nothing outside of a trace.
+        """
+        return wrapped(self.model)
 
     @property
     def tokenizer(self) -> Any:

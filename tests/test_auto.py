@@ -260,6 +260,7 @@ def idefics(resampler: bool) -> Any:
 
     config = zoo.config("idefics")
     config.use_resampler = resampler
+    config.cross_layer_interval = 2
     config.perceiver_config.resampler_depth = 2
     torch.manual_seed(0)
     model = IdeficsForVisionText2Text._from_config(config)
@@ -279,6 +280,8 @@ def test_gated_cross_attention(resampler: bool) -> None:
     model.set_attn_implementation("eager")
     weights = eagerly(model, case, 0)
     assert len(weights) == len(sites)
+    numbers = [int(name.split(".")[2]) for name in sites if name.startswith("language.")]
+    assert numbers == sorted(numbers)  # layers are numbered as they run
     words, patches = case.layout.length, case.layout.patch_count
     vision = torch.eye(patches, dtype=torch.float64)
     latents, onto_patches = torch.zeros(0, 0).double(), torch.zeros(0, patches).double()

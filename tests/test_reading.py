@@ -133,7 +133,8 @@ def test_factors_say_weights_and_gradients(
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_torchs_own_module(batch_first: bool) -> None:
+@pytest.mark.parametrize("hidden", [None, torch.eye(N, M).bool()])
+def test_torchs_own_module(batch_first: bool, hidden: Tensor | None) -> None:
     """Its weights are what it gives itself; their gradient is the one that its projections let through."""
     torch.manual_seed(2)
     module = nn.MultiheadAttention(H * D, H, batch_first=batch_first).eval()
@@ -147,14 +148,14 @@ def test_torchs_own_module(batch_first: bool) -> None:
             self.inner = module
 
         def forward(self, *parts: Tensor) -> Tensor:
-            return self.inner(*parts)[0]
+            return self.inner(*parts, attn_mask=hidden)[0]
 
     whole, reader, visits = Asked(), Reader(), list[Visit]()
     site = Site("projector", 0, False, module, "module")
     tap = Tap("inner", lambda *what: visits.append(reader.read(site, *what)), attention=True)
     output = observed(whole, [tap], lambda: whole(*given))
     ours, told, _ = with_gradients(visits, output if batch_first else output.transpose(0, 1), grad)
-    _, weights = module(*given, average_attn_weights=False)
+    _, weights = module(*given, attn_mask=hidden, average_attn_weights=False)
     assert off(ours, torch.stack([torch.block_diag(*h) for h in weights.transpose(0, 1)])) <= 1e-5
     # By hand, one head at a time: the gradient reaches the weights through the output projection and the values.
     value = nn.functional.linear(
