@@ -5,7 +5,7 @@ READY := .venv/.ready
 # For tests of real processors; kept off the path and without dependencies (torchvision would change torch): zoo.shim.
 EXTRAS := torchvision==0.28.0 timm==1.0.31 num2words==0.5.14 docopt==0.6.2
 
-.PHONY: setup demo test lint train-demo evaluate clean
+.PHONY: setup demo test zoo lint train-demo evaluate clean
 
 setup: $(READY)
 
@@ -21,6 +21,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/pytest --numprocesses=auto
+
+zoo: $(READY)
+	$(BIN)/pytest -m zoo tests/test_coverage.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -286,6 +286,8 @@ def _sizes(
     images: Sequence[Image.Image], inputs: Mapping[str, Tensor]
 ) -> tuple[tuple[int, int], ...]:
     pixels = inputs.get("pixel_values")
-    if images or pixels is None or pixels.ndim < 4:
+    if images or pixels is None:
         return tuple((picture.height, picture.width) for picture in images)
+    if pixels.ndim < 4:
+        return ((0, 0),)  # patches: of which pictures, nobody said
     return ((int(pixels.shape[-2]), int(pixels.shape[-1])),) * len(pixels)

@@ -145,8 +145,8 @@ class _Run:
         return attention_kind(type(self.model.get_submodule(path)))
 
     def _on_language(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = _hidden(args, kwargs)
-        self.found.hidden = hidden.reshape(-1, hidden.shape[-1])
+        hidden = _by_position(_hidden(args, kwargs))
+        self.found.hidden = hidden
         if self.across is None or hidden.requires_grad:
             raise _FarEnough
 
@@ -210,6 +210,13 @@ def _entrance(model: nn.Module, layer: str) -> str:
 def _hidden(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     given = [*args, kwargs.get("hidden_states"), *kwargs.values()]
     return next(v for v in given if isinstance(v, Tensor) and v.is_floating_point())
+
+
+def _by_position(hidden: Tensor) -> Tensor:
+    """[B N D] → [B·N D]; the streams of models that keep several, [K 1 N D] or [1 N K D], side by side."""
+    if hidden.ndim == 4:
+        hidden = (hidden.movedim(0, 2) if hidden.shape[1] == 1 else hidden).flatten(2)
+    return hidden.reshape(-1, hidden.shape[-1])
 
 
 def _argument(args: tuple[Any, ...], kwargs: Mapping[str, Any], place: int, name: str) -> Tensor:

@@ -138,6 +138,11 @@ def _untouched(model: nn.Module) -> Generator[None]:
     unmarked = [module for module in model.modules() if not hasattr(module, _CAPTURING)]
     hooks = {module: set(_forward_hooks(module)) for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    guards = [
+        module.register_forward_hook(_with_plain_gradient)
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # pyright: ignore[reportPrivateUsage]
+    ]
     try:
         for module in training:
             module.training = False
@@ -145,6 +150,8 @@ def _untouched(model: nn.Module) -> Generator[None]:
             parameter.requires_grad_(False)
         yield
     finally:
+        for guard in guards:
+            guard.remove()
         for module in training:
             module.training = True
         for parameter in trainable:
@@ -153,6 +160,13 @@ def _untouched(model: nn.Module) -> Generator[None]:
             module.__dict__.pop(_CAPTURING, None)
         for module, known in hooks.items():
             _drop_capturing_hooks(module, known)
+
+
+def _with_plain_gradient(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    # Batch norm's backward on a CPU (torch 2.13) misreads the gradient of one item whose channels come last in memory
+    # when the item's own stride is not the usual one, as it leaves a frozen convolution.
+    if output.requires_grad:
+        output.register_hook(Tensor.contiguous)
 
 
 def _drop_capturing_hooks(module: nn.Module, known: set[int]) -> None:

@@ -20,7 +20,7 @@ from lvlm_probe.errors import CaptureError
 from lvlm_probe.hooks import Kind
 from lvlm_probe.mask import AttentionMask, describe_batch, describe_mask, end_to_end
 
-__all__ = ["Reader", "Site", "Visit", "joined"]
+__all__ = ["Reader", "Site", "Visit", "joined", "laid_out"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +77,9 @@ def joined(visits: Sequence[Visit]) -> AttentionCall:
     return AttentionCall(
         tower=first.tower,
         layer=first.layer,
-        query=torch.cat([call.query for call in calls], dim=1),
-        key=torch.cat([call.key for call in calls], dim=1),
-        value=torch.cat([call.value for call in calls], dim=1),
+        query=laid_out([call.query for call in calls]),
+        key=laid_out([call.key for call in calls]),
+        value=laid_out([call.value for call in calls]),
         scale=first.scale,
         mask=end_to_end(
             [call.mask for call in calls],
@@ -87,9 +87,17 @@ def joined(visits: Sequence[Visit]) -> AttentionCall:
             first.query.device,
         ),
         softcap=first.softcap,
-        output_grad=torch.cat(grads, dim=1) if len(grads) == len(visits) else None,
+        output_grad=laid_out(grads) if len(grads) == len(visits) else None,
         cross=first.cross,
     )
+
+
+def laid_out(parts: Sequence[Float[Tensor, "H _ _"]]) -> Float[Tensor, "H _ _"]:
+    """Laid end to end; zeros fill up the narrow ones, where weights of calls of several sizes stand for factors."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.shape[-1] for part in parts)
+    return torch.cat([nn.functional.pad(p, (0, width - p.shape[-1])) for p in parts], dim=1)
 
 
 class Reader:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from lvlm_probe.adapter import LayerSite, Sites
 from lvlm_probe.attention import site_name
 from lvlm_probe.errors import CaptureError
 from lvlm_probe.layout import TokenLayout
-from lvlm_probe.reading import Site, Visit, joined
+from lvlm_probe.reading import Site, Visit, joined, laid_out
 from lvlm_probe.target import Target
 
 if TYPE_CHECKING:
@@ -97,8 +96,7 @@ class Visits:
             self.counts[name] = len(visits)
             call = joined(visits)
             self.sizes[name] = (call.queries, call.keys)
-            outputs = [visit.output for visit in visits]
-            self.sink.call(call, outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1))
+            self.sink.call(call, laid_out([visit.output for visit in visits]))
 
     def end_of_forward(self, logits: Tensor, *, complete: bool) -> None:
         """Hand on what is left, and tell which sites the logits depend on.

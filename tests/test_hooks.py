@@ -328,3 +328,14 @@ def test_on_cuda() -> None:
     found = case.explain("relevancy")
     assert found.tokens.device.type == "cpu"
     assert float(found.patches.sum()) > 0
+
+
+def test_untouched_batch_norm_reads_any_gradient() -> None:
+    """As a frozen convolution hands it on: channels last, and of the one item a stride that nothing needs."""
+    norm = nn.BatchNorm2d(8).eval()
+    pixels = torch.randn(1, 8, 4, 4, requires_grad=True)
+    grad = torch.randn(1, 4, 4, 8).permute(0, 3, 1, 2).as_strided((1, 8, 4, 4), (8, 1, 32, 8))
+    with untouched(norm):
+        (found,) = torch.autograd.grad(norm(pixels), pixels, grad)
+    torch.testing.assert_close(found, grad / (1 + norm.eps) ** 0.5)
+    assert not norm._forward_hooks

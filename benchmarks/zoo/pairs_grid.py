@@ -290,7 +290,7 @@ PAIRS = {
         },
         processor=Made("Ernie4_5_VLMoeProcessor"),
         image=Made("Ernie4_5_VLMoeImageProcessor", {"patch_size": 8, "merge_size": 2, "size": PIXELS}),
-        parts={"video_processor": Made("Ernie4_5_VLMoeVideoProcessor", {"patch_size": 8, "merge_size": 2})},
+        parts={"video_processor": Made("Ernie4_5_VLMoeVideoProcessor", {"patch_size": 8, "merge_size": 2, "draw_on_frames": False})},
         place="<|image_start|><|image_pad|><|image_end|>", token="<|image_pad|>",
         names={
             "image_token": "<|image_pad|>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>",
