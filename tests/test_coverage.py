@@ -37,19 +37,30 @@ NO_ATLAS = {"atlas": "none", "map": False}
 NOTHING = {**NO_ATLAS, "captured": False, "gradients": False, "eager": None}
 BY_HAND = {**NO_ATLAS, "why": "cannot be told without the processor that made them"}
 SCATTERED = {**NO_ATLAS, "why": "their centres fit no regular grid"}
+CODES = {**NO_ATLAS, "why": "nearest codes of a VQ encoder"}
+NO_GRID = {**NO_ATLAS, "why": "form no regular grid"}
 STANDARDISED = {**NO_ATLAS, "why": "standardises each picture by its own mean"}
 SHORT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         (
-            "cosmos3_edge", "diffusion_gemma", "dots3_note", "gemma4_unified", "glm5_next", "inkling_mm_model",
-            "instructblipvideo", "nemotron_h_omni", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "qwen4_exp",
+            "cosmos3_edge",
+            "diffusion_gemma",
+            "dots3_note",
+            "gemma4_unified",
+            "glm5_next",
+            "inkling_mm_model",
+            "instructblipvideo",
+            "nemotron_h_omni",
+            "qwen2_5_omni_thinker",
+            "qwen3_omni_moe_thinker",
+            "qwen4_exp",
         ),
         BY_HAND,
     ),
-    **dict.fromkeys(("chameleon", "emu3"), {**NO_ATLAS, "why": "nearest codes of a VQ encoder"}),
+    **dict.fromkeys(("chameleon", "emu3"), CODES),
     **dict.fromkeys(("kosmos-2.5", "pix2struct"), STANDARDISED),
     **dict.fromkeys(("fast_vlm", "step3p7", "unlimited_ocr"), SCATTERED),
-    **dict.fromkeys(("minicpm_ocr", "udop"), {**NO_ATLAS, "why": "form no regular grid"}),
+    **dict.fromkeys(("minicpm_ocr", "udop"), NO_GRID),
     "deepseek_ocr2": {**NO_ATLAS, "why": "visual tokens of image 0 are queries"},
     "evolla": {**NO_ATLAS, "captured": False, "gradients": False, "why": "model.protein_encoder"},
     "inkling2": {**NOTHING, "atlas": "unverified", "why": "adds 'sinks' to its scores"},
