@@ -84,7 +84,7 @@ class Reading:
         grids = [g for g in span.tokens if set(g.positions) & set(self.positions)]
         if not grids:
             raise RecipeError(f"no token of image {image} was read: read positions='image'")
-        from lvlm_probe.recipes.lens_figure import draw_words
+        from lvlm_probe.recipes.lens.figure import draw_words
 
         row = self.layers.index(chosen)
         written: list[tuple[Any, str, float]] = []
