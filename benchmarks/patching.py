@@ -331,8 +331,7 @@ def page(found: dict, picture: str) -> str:
         "",
         f"{estimate['pairs']} pairs with a recoloured object, {estimate['patches a pair']} patches each (3 sites × layers × "
         "16 squares of the image and every prompt token). One backward pass replaces "
-        f"{estimate['patches a pair']} patched forwards: {estimate['seconds']['attribution']:.2f} s of processor time a pair in place of "
-        f"{estimate['seconds']['activation']:.2f} s. *Slope*: least squares through the origin, 1 where the estimate has the "
+        f"{estimate['patches a pair']} patches tried. *Slope*: least squares through the origin, 1 where the estimate has the "
         "right size. *Sign*: share of the patches with an effect above 0.01 whose sign is told rightly.",
         "",
         "| site | layer | Pearson | Spearman | slope | sign |",
