@@ -315,7 +315,7 @@ def test_windows_and_images_one_by_one() -> None:
     model = zoo.build("qwen2_5_vl")
     prepared = zoo.inputs("qwen2_5_vl", model)
     probe = lp.Probe(model)
-    with pytest.warns(UnmappedImageWarning, match="made by hand"):
+    with pytest.warns(UnmappedImageWarning, match="give Probe the processor"):
         case = probe.case_from_inputs(prepared.inputs, prepared.answer_start)
     trace = case.record(lp.Capture(targets=(0,)))
     visits = iter(eagerly(zoo.build("qwen2_5_vl", attention="eager"), case, 0))

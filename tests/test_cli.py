@@ -138,7 +138,7 @@ def test_errors_are_messages(
     folder: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ["explain", picture, "what is this", "--model", folder, "--out", tmp_path / "o"]
-    assert "known: attention, causal, grad-cam, " in refused(capsys, *ask, "--recipe", "magic")
+    assert "known: attention, banzhaf, causal" in refused(capsys, *ask, "--recipe", "magic")
     assert "not of the form INDEX" in refused(capsys, *ask, "--target", "first")
     assert "choose from 0 to 0" in refused(capsys, *ask, "--answer", "a", "--target", "5")
     assert "cannot load the model" in refused(

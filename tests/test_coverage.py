@@ -153,8 +153,8 @@ def test_too_slow_and_crashed_are_rows(tmp_path: Path) -> None:
     """What was known by then is kept, and the others go on."""
     (tmp_path / "crash.py").write_text(CRASH)
     code = (
-        "import coverage, crash, json; coverage.send = crash.send; "
-        "print(json.dumps(list(coverage.survey(['crash', 'sleep', 'crash'], jobs=1, limit=5))))"
+        "import coverage_survey, crash, json; coverage_survey.send = crash.send; "
+        "print(json.dumps(list(coverage_survey.survey(['crash', 'sleep', 'crash'], jobs=1, limit=5))))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,

@@ -358,8 +358,10 @@ def test_nothing_is_left(fresh: lp.Case, monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(fresh.logits(), fresh.steer(torch.zeros(32), 0).logits())
 
 
-def test_plain_nnsight(case: lp.Case) -> None:
+def test_plain_nnsight() -> None:
     """As documented in docs/interventions.md."""
+    # A model of its own: nnsight stays on it.
+    case = lp.Probe(tiny.llava(), tiny.processor()).case(tiny.picture(), "what is this", "a circle")
     with case.probe.nnsight.trace(**case.inputs):
         hidden = case.probe.nnsight.model.language_model.layers[1].output.save()
     first = hidden[0] if isinstance(hidden, tuple) else hidden

@@ -242,7 +242,7 @@ def test_target_from_the_end(case: lp.Case) -> None:
 
 def test_unknown_recipe_lists_the_known_ones(case: lp.Case) -> None:
     with pytest.raises(
-        RecipeError, match="unknown recipe 'relevance'; known: attention, causal, relevancy"
+        RecipeError, match="unknown recipe 'relevance'; known: attention, banzhaf, causal"
     ):
         case.explain("relevance")
 
