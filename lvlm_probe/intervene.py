@@ -10,6 +10,7 @@ made. Nothing is left on the model after a run.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,15 +50,15 @@ if TYPE_CHECKING:
 __all__ = ["Editable", "Edited"]
 
 
-class Editable:
+class Editable(ABC):
     """What can be edited, run and scored: a case, or one with edits already."""
 
     edits: tuple[Edit, ...] = ()
 
     @property
+    @abstractmethod
     def plain(self) -> Case:
         """The case without its edits."""
-        raise NotImplementedError
 
     def patch(
         self,
