@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from lvlm_probe.conversation import Sampling, Turn
 from lvlm_probe.errors import AnswerError, PromptError
 from lvlm_probe.forward import logits_of, run_model
 from lvlm_probe.hooks import untouched
@@ -20,16 +22,24 @@ __all__ = ["answered", "asked", "encoded", "placed", "row_of", "with_answer"]
 
 
 def asked(
-    probe: Probe, pictures: Sequence[Image.Image], prompt: str
+    probe: Probe, pictures: Sequence[Image.Image], prompt: str, history: Sequence[Turn] = ()
 ) -> tuple[dict[str, Tensor], str]:
     """What the model is given, and the whole prompt as it reads it.
 
+    Args:
+        probe: Whose model is asked.
+        pictures: Those that come with this prompt.
+        prompt: The question.
+        history: What was said before, with its own pictures.
+
     Raises:
-        PromptError: If the prompt has no text, or places for another number of images.
+        PromptError: If the prompt has no text, or places for another number of images, or earlier turns cannot be told.
     """
     place = _place(probe.processor)
     if not (prompt.replace(place, "") if place else prompt).strip() and _reads_text(probe):
         raise PromptError(f"the prompt {prompt!r} has no text: ask a question about the image")
+    if history:
+        return _continued(probe, pictures, prompt, history)
     if place and place in prompt:
         if prompt.count(place) != len(pictures):
             raise PromptError(
@@ -38,10 +48,7 @@ def asked(
             )
         return encoded(probe, pictures, prompt), prompt
     if getattr(probe.processor, "chat_template", None):
-        content = [*({"type": "image"} for _ in pictures), {"type": "text", "text": prompt}]
-        text = probe.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
+        text = _templated(probe, [_said("user", prompt, len(pictures))])
         return encoded(probe, pictures, text), text
     if probe.adapter.places_images:
         return encoded(probe, pictures, prompt), prompt
@@ -51,6 +58,37 @@ def asked(
         f"the processor of {probe.name!r} has no chat template: write the whole prompt, with {place!r} "
         "where each image goes"
     )
+
+
+def _continued(
+    probe: Probe, pictures: Sequence[Image.Image], prompt: str, history: Sequence[Turn]
+) -> tuple[dict[str, Tensor], str]:
+    """A later turn of a conversation.
+
+    Raises:
+        PromptError: If the processor has no template for one.
+    """
+    if not getattr(probe.processor, "chat_template", None):
+        raise PromptError(
+            f"the processor of {probe.name!r} has no chat template, so {len(history)} earlier turn(s) cannot be told: "
+            "ask without history, or write the whole prompt"
+        )
+    messages: list[dict[str, Any]] = []
+    for turn in history:
+        messages.append(_said("user", turn.prompt, len(turn.images)))
+        messages.append(_said("assistant", turn.answer, 0))
+    text = _templated(probe, [*messages, _said("user", prompt, len(pictures))])
+    every = [picture for turn in history for picture in turn.images]
+    return encoded(probe, [*every, *pictures], text), text
+
+
+def _said(role: str, text: str, images: int) -> dict[str, Any]:
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+    return {"role": role, "content": content}
+
+
+def _templated(probe: Probe, messages: list[dict[str, Any]]) -> str:
+    return probe.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
 
 def _place(processor: Any) -> str | None:
@@ -141,7 +179,13 @@ def row_of(inputs: Mapping[str, Tensor], row: int) -> tuple[dict[str, Tensor], i
 
 
 def answered(
-    probe: Probe, inputs: dict[str, Tensor], text: str, answer: str | None, max_new_tokens: int
+    probe: Probe,
+    inputs: dict[str, Tensor],
+    text: str,
+    answer: str | None,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> tuple[dict[str, Tensor], int]:
     """The inputs with an answer, and where it starts among the decoded tokens.
 
@@ -151,6 +195,8 @@ def answered(
         text: The whole prompt.
         answer: Given; the model's own greedy answer if None.
         max_new_tokens: Where a generated answer stops at the latest.
+        sampling: How it is drawn; the likeliest token each time if None.
+        stop: Asked after each token; the answer ends where it says so.
 
     Raises:
         AnswerError: If the answer has no token.
@@ -159,7 +205,7 @@ def answered(
     ids = (
         _encode(probe, text, answer)
         if answer is not None
-        else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens))
+        else _trimmed(probe, _generate(probe, inputs, prefix, max_new_tokens, sampling, stop))
     )
     return with_answer(probe, inputs, ids)
 
@@ -209,7 +255,12 @@ def _prefix(probe: Probe, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _generate(
-    probe: Probe, inputs: dict[str, Tensor], prefix: Tensor, max_new_tokens: int
+    probe: Probe,
+    inputs: dict[str, Tensor],
+    prefix: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling | None,
+    stop: Callable[[], bool] | None,
 ) -> Tensor:
     if max_new_tokens < 1:
         raise AnswerError(
@@ -217,18 +268,62 @@ def _generate(
         )
     with untouched(probe.model), torch.inference_mode():
         if not hasattr(probe.model, "generate"):
-            return _greedy(probe, inputs, max_new_tokens)
-        sequence = probe.model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+            if sampling is not None:
+                raise AnswerError(
+                    f"{probe.name!r} has no generate(), so its answers are the likeliest ones: ask without sampling"
+                )
+            return _greedy(probe, inputs, max_new_tokens, stop)
+        with _drawing(probe, sampling):
+            sequence = probe.model.generate(
+                **inputs, **_settings(sampling, stop), max_new_tokens=max_new_tokens
+            )
     ids = sequence[0].clone()
     # Some models give the answer alone, most the prompt before it.
     whole = len(ids) > len(prefix) and torch.equal(ids[: len(prefix)], prefix)
     return ids[len(prefix) :] if whole else ids
 
 
-def _greedy(probe: Probe, inputs: dict[str, Tensor], max_new_tokens: int) -> Tensor:
+def _settings(sampling: Sampling | None, stop: Callable[[], bool] | None) -> dict[str, Any]:
+    """For transformers' ``generate``."""
+    settings: dict[str, Any] = {"do_sample": sampling is not None}
+    if sampling is not None:
+        # top_k has a default of 50, which would cut the tail off behind the user's back.
+        settings |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    if stop is not None:
+        settings["stopping_criteria"] = [_criterion(stop)]
+    return settings
+
+
+def _criterion(stop: Callable[[], bool]) -> Callable[..., Tensor]:
+    def ended(ids: Tensor, _: Any, **_options: Any) -> Tensor:
+        return torch.full((len(ids),), stop(), dtype=torch.bool, device=ids.device)
+
+    return ended
+
+
+@contextmanager
+def _drawing(probe: Probe, sampling: Sampling | None) -> Generator[None]:
+    """The sampling's seed inside; the process's own random numbers go on afterwards as if nothing had been drawn."""
+    if sampling is None:
+        yield
+        return
+    device = probe.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else [], device_type=device.type):
+        torch.manual_seed(sampling.seed)
+        yield
+
+
+def _greedy(
+    probe: Probe,
+    inputs: dict[str, Tensor],
+    max_new_tokens: int,
+    stop: Callable[[], bool] | None,
+) -> Tensor:
     """For models without a ``generate``: the likeliest token, again and again."""
     length = inputs["input_ids"].shape[1]
     for _ in range(max_new_tokens):
+        if stop is not None and inputs["input_ids"].shape[1] > length and stop():
+            break
         logits = logits_of(run_model(probe.model, inputs))
         inputs = _extended(inputs, logits[0, -1:].argmax(-1))
     return inputs["input_ids"][0, length:]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch import nn
 from lvlm_probe.adapter import Adapter, Sites, adapter_for
 from lvlm_probe.asking import answered, asked, placed, row_of
 from lvlm_probe.case import Case
+from lvlm_probe.conversation import Sampling, Turn
 from lvlm_probe.errors import ModelError, PromptError
 from lvlm_probe.hooks import wrapped
 from lvlm_probe.images import ImageLike, load_images
@@ -115,6 +116,9 @@ class Probe:
         answer: str | None = None,
         *,
         max_new_tokens: int = 128,
+        history: Sequence[Turn] = (),
+        sampling: Sampling | None = None,
+        stop: Callable[[], bool] | None = None,
     ) -> Case:
         """Ask about images.
 
@@ -123,10 +127,14 @@ class Probe:
             prompt: The question; put into the model's chat template, unless it holds the image token itself.
             answer: To be explained; the model's own greedy answer if None.
             max_new_tokens: Where a generated answer stops at the latest.
+            history: Earlier turns of the conversation, each with its own images; they come first.
+            sampling: How a generated answer is drawn; greedy if None.
+            stop: Asked after each generated token; the answer ends where it says so.
 
         Raises:
             ImageError: If an image cannot be used.
-            PromptError: If the prompt has no text, or places for another number of images.
+            PromptError: If the prompt has no text, or places for another number of images, or there is history and no
+                chat template.
             AnswerError: If the answer has no token.
         """
         if self.processor is None:
@@ -135,9 +143,10 @@ class Probe:
                 "or use case_from_inputs"
             )
         pictures = load_images(images) if _given(images) else ()
-        inputs, text = asked(self, pictures, prompt)
-        whole, start = answered(self, inputs, text, answer, max_new_tokens)
-        return Case(self, whole, start, pictures, prompt, text)
+        inputs, text = asked(self, pictures, prompt, history)
+        whole, start = answered(self, inputs, text, answer, max_new_tokens, sampling, stop)
+        shown = (*(picture for turn in history for picture in turn.images), *pictures)
+        return Case(self, whole, start, shown, prompt, text)
 
     def case_from_inputs(
         self,
