@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from lvlm_probe.errors import LayoutError, OutputError, TargetError
+from lvlm_probe.grid import PatchGrid
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.target import Target
 
@@ -79,7 +80,7 @@ class Attribution:
         Raises:
             LayoutError: If there is no such image, or it was cut into tiles, which share no one grid.
         """
-        grids = self._grids(index, layer)
+        grids = self.grids(index, layer)
         if len(grids) > 1:
             raise LayoutError(
                 f"image {index} was cut into {len(grids)} tiles, which share no one grid: use pixels({index})"
@@ -99,10 +100,22 @@ class Attribution:
             LayoutError: If there is no such image.
         """
         size = self.layout.image(index).size
-        painted = [grid.on_pixels(scores, size) for grid, scores in self._grids(index, layer)]
+        painted = [grid.on_pixels(scores, size) for grid, scores in self.grids(index, layer)]
         return torch.stack(painted).sum(0)
 
-    def _grids(self, index: int, layer: int | None) -> list[tuple[Any, Tensor]]:
+    def grids(
+        self, index: int = 0, layer: int | None = None
+    ) -> list[tuple[PatchGrid, Float[Tensor, "R C"]]]:
+        """Each grid of one image with its scores: one, or several where the image was cut into tiles.
+
+        Args:
+            index: Of the image.
+            layer: As for :meth:`image`.
+
+        Raises:
+            LayoutError: If there is no such image, or what was scored are queries, which show no places.
+            TargetError: If the recipe kept no scores per layer, or has no such layer.
+        """
         span = self.layout.image(index)
         if layer is None:
             tokens, patches = self.tokens, self.patches
@@ -131,7 +144,7 @@ class Attribution:
         span = self.layout.image(index)
         if not (span.tokens if self.patches is None else span.patches):
             return []
-        return [_rounded(scores) for _, scores in self._grids(index, None)]
+        return [_rounded(scores) for _, scores in self.grids(index, None)]
 
     def plot(self, image: int = 0) -> Figure:
         """The image with its map, the explained token marked in the answer, the question shaded.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OUTERMOST = {"cli", "report", "app"}
+OUTERMOST = {"cli", "report", "app", "viewer"}
 
 
 def modules() -> Iterator[tuple[str, Path]]:
