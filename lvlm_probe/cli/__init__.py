@@ -1,4 +1,4 @@
-"""The command line: ``lvlm-probe explain | ablate | road | lens | patch | record | show | check | recipes | demo``.
+"""The command line: ``lvlm-probe explain | ablate | road | lens | patch | record | show | check | recipes | demo | app``.
 
 One module a group of commands; each imports what is heavy when it runs, so that ``--help`` comes at once.
 """
@@ -12,6 +12,7 @@ from lvlm_probe.cli.common import console
 from lvlm_probe.cli.explaining import demo, explain
 from lvlm_probe.cli.looking import lens, patch
 from lvlm_probe.cli.removing import ablate, road
+from lvlm_probe.cli.serving import app as serve_app
 from lvlm_probe.cli.telling import check, recipes
 from lvlm_probe.cli.tracing import record, show
 from lvlm_probe.errors import LvlmProbeError
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 for command in (explain, ablate, road, record, show, check, recipes, lens, patch, demo):
     app.command()(command)
+app.command("app")(serve_app)
 
 
 def main() -> None:

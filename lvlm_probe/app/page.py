@@ -1,0 +1,65 @@
+"""The page: the desk, and one tab a way of looking."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import gradio as gr
+
+from lvlm_probe.app.desk import Desk
+from lvlm_probe.app.service import Service
+from lvlm_probe.app.session import Session
+from lvlm_probe.app.sessions_on_disk import opened
+from lvlm_probe.app.tabs import TABS
+from lvlm_probe.viewer import script, style
+
+__all__ = ["CSS", "HEAD", "build_page"]
+
+HEAD = f"<script>{script()}</script>"
+CSS = (
+    style()
+    + """
+.gradio-container { max-width: 1500px !important; }
+#title h1 { font-size: 1.35rem; margin: 0; } #title p { margin: .1rem 0 0; opacity: .75; }
+#title { padding: .2rem 0; }
+"""
+)
+
+
+def build_page(service: Service) -> gr.Blocks:
+    """The app's page; :func:`lvlm_probe.app.serve` serves it.
+
+    Args:
+        service: Whose model is asked.
+    """
+    # Files that the page was given or made are deleted an hour after they were last needed.
+    with gr.Blocks(title="lvlm-probe", fill_width=True, delete_cache=(900, 3600)) as page:
+        gr.HTML(_title(service), elem_id="title")
+        desk = Desk(service)
+        with gr.Tabs(elem_id="tabs"):
+            for build in TABS:
+                build(desk)
+        desk.wire()
+
+        def arrive() -> list[Any]:
+            session = Session()
+            for path in service.shelf:
+                session.add(opened(service, path))
+            return [session, *desk.again(session)]
+
+        page.load(arrive, None, [desk.session, *desk.everything], show_progress="hidden")
+    return page
+
+
+def _title(service: Service) -> str:
+    probe = service.probe
+    about = (
+        "Recorded traces; no model is loaded."
+        if probe is None
+        else f"{probe.name}: {len(probe.sites.vision)} vision and {len(probe.sites.language)} language layers"
+    )
+    return (
+        "<h1>lvlm-probe</h1><p>Which pixels, words and layers made each word of the answer? "
+        f"{html.escape(about)}</p>"
+    )

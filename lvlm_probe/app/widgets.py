@@ -1,0 +1,67 @@
+"""What the pages draw with: the viewer's drawings as components, whose value is a view, or None for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+__all__ = ["bars", "heat", "lines", "patch_map", "picked", "words"]
+
+# `lvlmViewer` comes with the page's head. A value that is null empties the place.
+LOADED = """
+let drawing = null, host = null;
+function show() {
+    const place = element.querySelector('.lv-place'), view = props.value;
+    if (!view) { drawing = null; place.replaceChildren(); return; }
+    if (drawing && host === place && place.firstChild) { drawing.update(view); return; }
+    place.replaceChildren();
+    host = place;
+    drawing = lvlmViewer.DRAWING(place, view, {
+        onPick: (...found) => trigger('pick', {found: found}),
+    });
+}
+show();
+watch('value', show);
+"""
+
+
+def _drawing(name: str, elem_id: str, **options: Any) -> gr.HTML:
+    # Made here and not by a subclass: gradio writes a stub beside the module of each subclass that it meets.
+    return gr.HTML(
+        html_template="<div class='lv-place'></div>",
+        js_on_load=LOADED.replace("DRAWING", name),
+        apply_default_css=False,
+        elem_id=elem_id,
+        **options,
+    )
+
+
+def patch_map(elem_id: str, **options: Any) -> gr.HTML:
+    """A place for an image with a map; ``pick`` gives the picked cells, (grid, cell) each."""
+    return _drawing("map", elem_id, **options)
+
+
+def words(elem_id: str, **options: Any) -> gr.HTML:
+    """A place for words to be picked; ``pick`` gives their indices."""
+    return _drawing("words", elem_id, **options)
+
+
+def heat(elem_id: str, **options: Any) -> gr.HTML:
+    """A place for a matrix; ``pick`` gives row and column."""
+    return _drawing("heat", elem_id, **options)
+
+
+def bars(elem_id: str, **options: Any) -> gr.HTML:
+    """A place for bars."""
+    return _drawing("bars", elem_id, **options)
+
+
+def lines(elem_id: str, **options: Any) -> gr.HTML:
+    """A place for curves."""
+    return _drawing("lines", elem_id, **options)
+
+
+def picked(event: gr.EventData) -> list[Any]:
+    """What the viewer said was picked."""
+    return list(event._data["found"])  # pyright: ignore[reportPrivateUsage, reportArgumentType]

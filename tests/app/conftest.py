@@ -1,0 +1,33 @@
+"""One browser and one served demo model for all tests of the app."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from app_pages import opened, served
+from browsing import browser
+from playwright.sync_api import Browser, Page
+
+import lvlm_probe as lp
+from lvlm_probe.app.service import Service
+from lvlm_probe.demo.examples import load_examples
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[tuple[Service, str]]:
+    service = Service(lp.Probe.from_pretrained("demo"), examples=load_examples())
+    with served(service) as url:
+        yield service, url
+
+
+@pytest.fixture
+def page(chromium: Browser, demo: tuple[Service, str]) -> Iterator[Page]:
+    with opened(chromium, demo[1]) as page:
+        yield page
