@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from lvlm_probe.app.guard import guarded
+from lvlm_probe.app.guard import guarded, guarded_steps
 from lvlm_probe.app.jobs import Report
 from lvlm_probe.app.service import Question, Service
 from lvlm_probe.app.session import Session
@@ -65,15 +65,20 @@ class Desk:
         handler: Callable[..., Any],
         inputs: Sequence[Any],
         outputs: Sequence[Any] = (),
-        **options: Any,
+        *,
+        steps: bool = False,
     ) -> None:
-        """Connect a handler that changes the question at hand, as in ``button.click``: when every tab is there.
+        """Connect a handler that changes the question at hand; done when every tab is there.
 
-        Its values are those of ``outputs``, then :meth:`again`'s.
+        Args:
+            event: As ``button.click``.
+            handler: Gives values for ``outputs``, then :meth:`again`'s.
+            inputs: Its arguments, the session first.
+            outputs: Of the tab itself.
+            steps: Whether it yields such values several times.
         """
-        self._later.append(
-            lambda: event(guarded(handler), list(inputs), [*outputs, *self.everything], **options)
-        )
+        told: Any = guarded_steps(handler) if steps else guarded(handler)
+        self._later.append(lambda: event(told, list(inputs), [*outputs, *self.everything]))
 
     def tab(self, name: str, title: str) -> gr.Tab:
         """A tab; to be opened with ``with``."""

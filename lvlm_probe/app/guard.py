@@ -4,49 +4,52 @@ from __future__ import annotations
 
 import functools
 import html
-import inspect
 import logging
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, no_type_check
 
 import gradio as gr
 
 from lvlm_probe.app.jobs import Cancelled
 from lvlm_probe.errors import LvlmProbeError
 
-__all__ = ["guarded"]
+__all__ = ["guarded", "guarded_steps"]
 
-P = ParamSpec("P")
 R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-def guarded(handler: Callable[P, R]) -> Callable[P, R]:
+def guarded(handler: Callable[..., R]) -> Callable[..., R]:
     """The same handler, whose errors become messages in the page.
 
     Its first argument is the session, which the page makes when it is loaded.
     """
-    if inspect.isgeneratorfunction(handler):
-
-        @functools.wraps(handler)
-        def generator(*given: P.args, **named: P.kwargs) -> Any:
-            try:
-                _ready(given)
-                yield from handler(*given, **named)
-            except Exception as error:
-                raise _told(error) from error
-
-        return generator
 
     @functools.wraps(handler)
-    def call(*given: P.args, **named: P.kwargs) -> R:
+    def call(*given: Any) -> R:
         try:
             _ready(given)
-            return handler(*given, **named)
+            return handler(*given)
         except Exception as error:
             raise _told(error) from error
 
     return call
+
+
+def guarded_steps(handler: Callable[..., Iterator[R]]) -> Callable[..., Iterator[R]]:
+    """The same for a handler that yields what it has so far."""
+
+    # gradio looks whether the function itself yields, so nothing may be wrapped around it.
+    @no_type_check
+    @functools.wraps(handler)
+    def steps(*given: Any) -> Iterator[R]:
+        try:
+            _ready(given)
+            yield from handler(*given)
+        except Exception as error:
+            raise _told(error) from error
+
+    return steps
 
 
 def _ready(given: tuple[Any, ...]) -> None:

@@ -24,7 +24,9 @@ def test_ask(page: Page) -> None:
     expect(page.locator("#answer button[aria-pressed=true]")).to_have_text("green")
     expect(page.locator("#chat-map")).to_contain_text("“green”")
     at_object = brightness(page, "#chat-map", *CENTRE)
-    elsewhere = [brightness(page, "#chat-map", x, y) for x, y in ((0.1, 0.1), (0.5, 0.5), (0.1, 0.9))]
+    elsewhere = [
+        brightness(page, "#chat-map", x, y) for x, y in ((0.1, 0.1), (0.5, 0.5), (0.1, 0.9))
+    ]
     assert at_object > 1.5 * max(elsewhere)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from lvlm_probe.app.desk import Desk, need
 from lvlm_probe.app.guard import guarded
+from lvlm_probe.app.inputs import Number, fraction, whole
 from lvlm_probe.app.pictures import FITS, edited, prepared
 from lvlm_probe.app.session import Asked, Session
 from lvlm_probe.app.sessions_on_disk import load_session, save_session
@@ -135,6 +136,7 @@ class Chat:
             self.ask,
             [session, self.line, *settings, self.fit, self.longest],
             [self.log, self.line],
+            steps=True,
         )
         everything(self.again.click, self.ask_again, [session, self.editor, *settings[:4]])
         everything(self.fresh.click, self.begin_anew, [session])
@@ -147,13 +149,13 @@ class Chat:
         self,
         session: Session,
         line: dict[str, Any],
-        temperature: float,
-        top_p: float,
-        seed: float,
-        most: float,
+        temperature: Number,
+        top_p: Number,
+        seed: Number,
+        most: Number,
         remembers: bool,
         fit: str,
-        longest: float,
+        longest: Number,
     ) -> Iterator[list[Any]]:
         """Ask what the line says; the question shows at once, the answer when it is there.
 
@@ -162,7 +164,8 @@ class Chat:
         """
         text = (line.get("text") or "").strip()
         new = [
-            prepared(read_picture(path), fit, int(longest or 0)) for path in line.get("files") or []
+            prepared(read_picture(path), fit, whole(longest, "Longest side", 0, 10_000))
+            for path in line.get("files") or []
         ]
         last = session.asked[session.at] if session.asked else None
         history = () if last is None or not remembers else (*last.history, last.turn)
@@ -179,7 +182,7 @@ class Chat:
         try:
             question = self.service.ask(
                 pictures, text, history=history, sampling=_sampling(temperature, top_p, seed),
-                max_new_tokens=int(most), stop=session.stop.is_set,
+                max_new_tokens=_most(most), stop=session.stop.is_set,
             )  # fmt: skip
         except Exception:
             # The line comes back, so that nothing is lost; the message tells what was wrong.
@@ -195,10 +198,10 @@ class Chat:
         self,
         session: Session,
         editor: dict[str, Any] | None,
-        temperature: float,
-        top_p: float,
-        seed: float,
-        most: float,
+        temperature: Number,
+        top_p: Number,
+        seed: Number,
+        most: Number,
     ) -> list[Any]:
         """The question at hand, of the picture as it stands in the editor."""
         question, origin = need(session), session.at
@@ -210,7 +213,7 @@ class Chat:
         session.stop.clear()
         asked = self.service.ask(
             own, old.turn.prompt, history=history, sampling=_sampling(temperature, top_p, seed),
-            max_new_tokens=int(most), stop=session.stop.is_set,
+            max_new_tokens=_most(most), stop=session.stop.is_set,
         )  # fmt: skip
         image = session.image
         turn = Turn(old.turn.prompt, asked.answer, tuple(own))
@@ -289,8 +292,14 @@ def _stop(session: Session) -> None:
     session.stop.set()
 
 
-def _sampling(temperature: float, top_p: float, seed: float) -> Sampling | None:
-    return None if temperature == 0 else Sampling(temperature, top_p, int(seed or 0))
+def _sampling(temperature: Number, top_p: Number, seed: Number) -> Sampling | None:
+    heat = fraction(temperature, "Temperature", 0, 2)
+    share, start = fraction(top_p, "Top-p", 0.01, 1), whole(seed, "Seed", 0, 2**31)
+    return None if heat == 0 else Sampling(heat, share, start)
+
+
+def _most(most: Number) -> int:
+    return whole(most, "Tokens at most", 1, 2048)
 
 
 def _said(role: str, text: str, images: Any) -> list[dict[str, Any]]:
