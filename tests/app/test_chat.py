@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import pytest
 from app_pages import answer, ask, brightness, message
 from browsing import needs_browser
 from playwright.sync_api import Page, expect
 
+import lvlm_probe as lp
+from lvlm_probe.app.service import Service
 from lvlm_probe.demo.examples import load_examples
 
 pytestmark = needs_browser
@@ -38,13 +41,52 @@ def test_nothing_is_lost_by_a_mistake(page: Page) -> None:
     assert answer(page) == "green"
 
 
-def test_edit_and_ask_again(page: Page) -> None:
-    ask(page, COLOUR.prompt, COLOUR.path)
+def paint(page: Page, box: tuple[int, int, int, int], colour: str) -> None:
+    """Paint over a box of the picture, in its own pixels, with one of the brush's colours."""
     page.get_by_text("Edit the picture and ask again").click()
-    canvas = page.locator("#editor canvas").first
-    canvas.wait_for()
-    page.wait_for_timeout(1500)  # the editor draws its picture a while after it is there
-    page.get_by_role("button", name=re.compile("brush", re.IGNORECASE)).first.click()
-    box = canvas.bounding_box()
-    assert box is not None
-    page.screenshot(path="/tmp/editor.png", full_page=True)
+    editor = page.locator("#editor")
+    zoom = editor.get_by_role("button", name=re.compile(r"^\d+%$"))
+    zoom.wait_for()
+    page.wait_for_timeout(1000)  # it opens step by step
+    editor.get_by_label("Brush", exact=True).click()
+    editor.get_by_label("Color", exact=True).click()
+    editor.locator(f"button.color[style*='{colour}']").click()
+    editor.get_by_label("Brush", exact=True).click()
+    canvas = editor.locator(".pixi-target canvas").bounding_box()
+    assert canvas is not None
+    shown = int(zoom.inner_text()[:-1]) / 100 * 5  # 96 pixels are blown up five times
+    left, top = (
+        canvas["x"] + (canvas["width"] - 96 * shown) / 2,
+        canvas["y"] + (canvas["height"] - 96 * shown) / 2,
+    )
+    mouse = page.mouse
+    mouse.move(left + box[0] * shown, top + box[1] * shown)
+    mouse.down()
+    for y in range(box[1], box[3], 2):
+        for x in (box[0], box[2]) if y % 4 else (box[2], box[0]):
+            mouse.move(left + x * shown, top + y * shown, steps=4)
+    mouse.up()
+
+
+def test_edit_and_ask_again(page: Page, demo: tuple[Service, str]) -> None:
+    ask(page, COLOUR.prompt, COLOUR.path)
+    paint(page, COLOUR.evidence_boxes[0], "67, 99, 216")
+    page.get_by_role("button", name="Ask the same question again").click()
+    expect(page.locator("#turns input")).to_have_value(re.compile(r"^2\. .* → blue \(edited\)$"))
+    rows = page.locator("#told tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.nth(0).locator("mark")).to_have_text("green")
+    expect(rows.nth(1).locator("mark")).to_have_text("blue")
+    shown = [[float(cell) for cell in row.locator("td").all_inner_texts()] for row in rows.all()]
+    (green_before, green_after), (blue_before, blue_after) = shown
+    assert green_before > 0.9 > 0.5 > green_after
+    assert blue_after > 0.5 > blue_before
+    before = demo[0].probe.case(COLOUR.path, COLOUR.prompt)  # type: ignore[union-attr]
+    assert green_before == pytest.approx(before.score(lp.Target(0, "prob")), abs=6e-4)
+    for place in ("#map-before", "#map-after"):
+        assert brightness(page, place, *CENTRE) > 1.5 * brightness(page, place, 0.1, 0.9)
+    # The first question is still there, and its picture is as it was.
+    page.locator("#turns input").click()
+    page.get_by_role("option", name=re.compile("^1[.]")).click()
+    expect(page.locator("#turns input")).to_have_value(re.compile("^1[.].* → green$"))
+    expect(page.locator("#told")).to_be_hidden()

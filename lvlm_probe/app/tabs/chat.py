@@ -129,7 +129,7 @@ class Chat:
         """Connect it."""
         session, everything = self.desk.session, self.desk.everything_later
         settings = [self.temperature, self.top_p, self.seed, self.most, self.remembers]
-        shown = [self.log, self.map, self.editor, self.compared, self.told, self.before, self.after]
+        shown = [self.map, self.log, self.editor, self.compared, self.told, self.before, self.after]
         self.desk.shows(NAME, self.draw, shown)
         everything(
             self.line.submit,
@@ -227,19 +227,28 @@ class Chat:
         return self.desk.again(session)
 
     def draw(self, session: Session) -> list[Any]:
-        """The conversation, the map of the picked words, and what an edit changed."""
+        """The map of the picked words; for another question than before the conversation, the editor and what an edit changed."""
         question = session.question
         if question is None:
-            return [self.messages(session), None, None, gr.update(visible=False), "", None, None]
+            session.shelf[NAME] = None
+            return [None, [], None, gr.update(visible=False), "", None, None]
         attribution = self.service.explain(question, "relevancy", session.target)
         view = views.map_view(attribution, session.image, caption=_caption(session))
-        number = session.asked[session.at].origin
+        shown = (session.at, session.image)
+        if session.shelf.get(NAME) == shown:
+            return [view, *[gr.skip()] * 6]
+        # Not before: whatever was painted in the editor stays while words are picked.
+        session.shelf[NAME] = shown
+        origin = session.asked[session.at].origin
         editor = _enlarged(question.images[session.image]) if question.images else None
-        if number is None:
-            return [self.messages(session), view, editor, gr.update(visible=False), "", None, None]
+        compared = ["", None, None] if origin is None else self.difference(session, origin)
         return [
-            self.messages(session), view, editor, gr.update(visible=True), *self.difference(session, number)
-        ]  # fmt: skip
+            view,
+            self.messages(session),
+            editor,
+            gr.update(visible=origin is not None),
+            *compared,
+        ]
 
     def difference(self, session: Session, origin: int) -> list[Any]:
         """Both answers in words, probabilities and maps on one colour scale."""
