@@ -11,7 +11,7 @@ from typing import Any, TypeVar, no_type_check
 import gradio as gr
 
 from lvlm_probe.app.jobs import Cancelled
-from lvlm_probe.errors import LvlmProbeError
+from lvlm_probe.errors import InputError, LvlmProbeError
 
 __all__ = ["guarded", "guarded_steps"]
 
@@ -30,8 +30,9 @@ def guarded(handler: Callable[..., R]) -> Callable[..., R]:
         try:
             _ready(given)
             return handler(*given)
-        except Exception as error:
-            raise _told(error) from error
+        except Exception as error:  # noqa: BLE001 - whatever it is, one page must not end with it
+            _tell(error)
+            return _unchanged()
 
     return call
 
@@ -46,25 +47,30 @@ def guarded_steps(handler: Callable[..., Iterator[R]]) -> Callable[..., Iterator
         try:
             _ready(given)
             yield from handler(*given)
-        except Exception as error:
-            raise _told(error) from error
+        except Exception as error:  # noqa: BLE001
+            _tell(error)
+            yield _unchanged()
 
     return steps
 
 
 def _ready(given: tuple[Any, ...]) -> None:
     if given and given[0] is None:
-        raise gr.Error("this page is not ready yet, or was left for too long: reload it")
+        raise InputError("this page is not ready yet, or was left for too long: reload it")
 
 
-def _told(error: Exception) -> Exception:
-    if isinstance(error, gr.Error):
-        return error
+def _unchanged() -> Any:
+    # An error raised would be written over everything that the handler draws to, and stay there.
+    return gr.skip()
+
+
+def _tell(error: Exception) -> None:
+    # The page shows messages as HTML; names of files and words are not to be taken for it.
     if isinstance(error, Cancelled):
-        return gr.Error("cancelled", title="Cancelled", duration=3)
-    if isinstance(error, LvlmProbeError):
-        # The page shows messages as HTML; names of files and words are not to be taken for it.
-        return gr.Error(html.escape(str(error)), title=type(error).__name__)
-    log.exception("a handler failed")
-    text = f"{type(error).__name__}: {error}. The session goes on; the server's log has the details"
-    return gr.Error(html.escape(text), title="Something failed")
+        gr.Info("It was stopped; what was found until then is kept.", title="Cancelled", duration=5)
+    elif isinstance(error, LvlmProbeError):
+        gr.Warning(html.escape(str(error)), title=type(error).__name__, duration=20)
+    else:
+        log.error("a handler failed", exc_info=error)
+        text = f"{type(error).__name__}: {error}. The session goes on; the server's log has the details"
+        gr.Warning(html.escape(text), title="Something failed", duration=20)
