@@ -7,6 +7,7 @@ It is a thin face: what it shows is computed by recipes, and drawn by :mod:`lvlm
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +72,7 @@ def serve(
     try:
         _, url, _ = page.launch(
             server_name=host,
-            server_port=port or None,
+            server_port=port or _free(host),
             share=share,
             show_error=True,
             prevent_thread_lock=True,
@@ -94,3 +95,9 @@ def serve(
         finally:
             service.close()
     return page
+
+
+def _free(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])

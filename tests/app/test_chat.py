@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
-from app_pages import answer, ask, brightness, message
+from app_pages import answer, ask, brightness, message, opened
 from browsing import needs_browser
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
 import lvlm_probe as lp
 from lvlm_probe.app.service import Service
+from lvlm_probe.conversation import Sampling, Turn
 from lvlm_probe.demo.examples import load_examples
+from lvlm_probe.images import load_image
 
 pytestmark = needs_browser
 
-COLOUR = load_examples()[0]
+EXAMPLES = {example.kind: example for example in load_examples()}
+COLOUR, SHAPE, CAPTION = EXAMPLES["colour"], EXAMPLES["shape"], EXAMPLES["caption"]
 (LEFT, TOP, RIGHT, BOTTOM) = COLOUR.evidence_boxes[0]
 CENTRE = ((LEFT + RIGHT) / 2 / 96, (TOP + BOTTOM) / 2 / 96)
 
@@ -90,3 +94,85 @@ def test_edit_and_ask_again(page: Page, demo: tuple[Service, str]) -> None:
     page.get_by_role("option", name=re.compile("^1[.]")).click()
     expect(page.locator("#turns input")).to_have_value(re.compile("^1[.].* → green$"))
     expect(page.locator("#told")).to_be_hidden()
+
+
+def test_several_turns_and_images(page: Page, demo: tuple[Service, str]) -> None:
+    page.get_by_text("How it answers, and what it sees").click()
+    page.get_by_label("The model sees earlier turns").check()
+    ask(page, COLOUR.prompt, COLOUR.path)
+    ask(page, SHAPE.prompt, SHAPE.path)
+    expect(page.locator("#log")).to_contain_text(COLOUR.prompt)
+    expect(page.locator("#log")).to_contain_text(SHAPE.prompt)
+    expect(page.locator("#log img")).to_have_count(2)
+    past = [Turn(COLOUR.prompt, "green", (load_image(COLOUR.path),))]
+    case = demo[0].need_probe().case(SHAPE.path, SHAPE.prompt, history=past, max_new_tokens=64)
+    assert answer(page) == case.answer
+    # Maps of both pictures: the later one first, the earlier one when it is chosen.
+    for number in (1, 0):
+        if number == 0:
+            page.locator("#images input").click()
+            page.get_by_role("option", name="image 1").click()
+        high = float(case.explain("relevancy").image(number).abs().max())
+        shown = page.locator("#chat-map canvas[data-ready=true]")
+        expect(shown).to_have_attribute("data-high", re.compile(f"^{str(high)[:5]}"))
+
+
+def test_without_memory_each_question_stands_alone(page: Page) -> None:
+    ask(page, COLOUR.prompt, COLOUR.path)
+    ask(page, "What shape is the green object?")
+    expect(page.locator("#log img")).to_have_count(1)
+    expect(page.locator("#log")).not_to_contain_text(COLOUR.prompt)
+
+
+def test_sampled(page: Page, demo: tuple[Service, str]) -> None:
+    page.get_by_text("How it answers, and what it sees").click()
+    page.locator("#temperature input[type=number]").fill("2")
+    page.locator("#seed input").fill("3")
+    page.locator("#seed input").press("Tab")
+    ask(page, COLOUR.prompt, COLOUR.path)
+    case = (
+        demo[0]
+        .need_probe()
+        .case(COLOUR.path, COLOUR.prompt, max_new_tokens=64, sampling=Sampling(2.0, 1.0, 3))
+    )
+    assert answer(page) == case.answer
+
+
+def test_stop(page: Page, demo: tuple[Service, str]) -> None:
+    page.locator("#line input[type=file]").set_input_files(str(CAPTION.path))
+    expect(page.locator("#line img")).to_have_count(1)
+    page.locator("#line textarea").fill(CAPTION.prompt)
+    slow = demo[0].need_probe().model.register_forward_pre_hook(lambda *_: time.sleep(0.4))
+    try:
+        page.locator("#line textarea").press("Enter")
+        expect(page.locator("#log")).to_contain_text("…")
+        page.get_by_role("button", name="Stop").first.click()
+        expect(page.locator("#turns input")).to_have_value(re.compile(r"\(stopped\)$"))
+    finally:
+        slow.remove()
+    whole = demo[0].need_probe().case(CAPTION.path, CAPTION.prompt).answer
+    stopped = answer(page).removesuffix(" (stopped)")
+    assert whole.startswith(stopped)
+    assert len(stopped) < len(whole)
+
+
+def test_save_and_load(page: Page, chromium: Browser, demo: tuple[Service, str]) -> None:
+    ask(page, COLOUR.prompt, COLOUR.path)
+    page.get_by_text("Keep this session").click()
+    page.get_by_role("button", name="Save as trace").click()
+    with page.expect_download() as download:
+        page.locator("#kept a").first.click()
+    path = download.value.path()
+    trace = path.rename(path.with_name("kept.safetensors"))
+    assert lp.load_trace(trace).meta["answer"] == "green"
+    with opened(chromium, demo[1]) as other:
+        expect(other.locator("#turns input")).to_have_value("")  # a session of its own
+        other.get_by_text("Keep this session").click()
+        with other.expect_file_chooser() as chooser:
+            other.get_by_role("button", name="Load a trace").click()
+        chooser.value.set_files(str(trace))
+        expect(other.locator("#turns input")).to_have_value(re.compile(r"→ green \(loaded\)$"))
+        assert brightness(other, "#chat-map", *CENTRE) > 1.5 * brightness(
+            other, "#chat-map", 0.1, 0.9
+        )
+        expect(other.locator("#log")).to_contain_text(COLOUR.prompt)
