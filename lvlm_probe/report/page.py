@@ -132,14 +132,12 @@ switched off here.</p></noscript>
 <section class="card" id="question-part"><h2>Question</h2><div id="question" dir="auto"></div>
 <p class="quiet">Shaded by how much each word counted, among words.</p></section>
 <section class="card" id="numbers-part"><h2 id="numbers-of"></h2><dl id="numbers"></dl></section>
-</div>
-</div>
-<div class="more">
 <section class="card" id="heads-part"><h2>Heads</h2><div id="heads"></div>
 <p class="quiet">Pick a head to see what it attends to; pick it again to go back.</p></section>
+</div>
+</div>
 <section class="card" id="layers-part"><h2>Layers</h2><div id="layers"></div>
 <p class="quiet">Pick a cell to see the map after that layer.</p></section>
-</div>
 <details class="card"><summary>About this trace</summary><table><tbody>
 {about}
 </tbody></table>{left_out}</details>
