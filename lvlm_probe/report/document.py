@@ -22,7 +22,7 @@ from lvlm_probe.recipe import TraceRecipe, find_recipe
 from lvlm_probe.recipes.contribution import BY, Grounding, beliefs, visual_contribution
 from lvlm_probe.reduce import reduce_trace
 from lvlm_probe.report.heads import crosses, heads_of
-from lvlm_probe.report.packing import packed
+from lvlm_probe.report.packing import packed_parts
 from lvlm_probe.target import Target
 from lvlm_probe.trace import Trace
 from lvlm_probe.viewer.views import numbers, picture_uri
@@ -176,9 +176,8 @@ def _recipe(found: _Found, text: Sequence[int], layout: TokenLayout, share: int)
         after = [_row(attribution, text, grids, layer) for layer in layers]
         results.append(
             {
-                "whole": packed(whole[None]),
-                "layers": packed(torch.stack(after), 8) if after else None,
-                "strongest": _strongest(attribution, grids),
+                "whole": packed_parts(whole[None], len(text)),
+                "layers": packed_parts(torch.stack(after), len(text), 8) if after else None,
             }
         )
     return {
@@ -248,19 +247,6 @@ def _row(
 
 def _without_layer_patches(attribution: Attribution) -> bool:
     return attribution.patches is not None and attribution.layer_patches is None
-
-
-def _strongest(attribution: Attribution, grids: Sequence[Sequence[PatchGrid]]) -> Any:
-    """Image, x and y of the strongest pixel, and its score; None without a map."""
-    best: dict[str, Any] | None = None
-    for image, each in enumerate(grids):
-        if not each:
-            continue
-        pixels = attribution.pixels(image)
-        y, x = divmod(int(pixels.argmax()), pixels.shape[1])
-        if best is None or float(pixels[y, x]) > best["score"]:
-            best = {"image": image, "x": x, "y": y, "score": float(pixels[y, x])}
-    return best
 
 
 def _numbers(

@@ -12,7 +12,7 @@ from torch import Tensor
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.errors import LvlmProbeError
 from lvlm_probe.grid import PatchGrid
-from lvlm_probe.report.packing import packed
+from lvlm_probe.report.packing import packed, packed_parts
 from lvlm_probe.target import Target
 from lvlm_probe.trace import Trace
 
@@ -81,7 +81,7 @@ def heads_of(
             {
                 "totals": packed(totals),
                 "which": [[layer, head] for layer, head, _ in kept],
-                "maps": packed(torch.stack([row for _, _, row in kept]), 8),
+                "maps": packed_parts(torch.stack([row for _, _, row in kept]), len(text), 8),
             }
         )
     return {

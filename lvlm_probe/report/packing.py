@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["packed", "packed_parts", "unpacked"]
 
 
 def packed(scores: Float[Tensor, "S K"], bits: int = 16) -> dict[str, Any]:
@@ -38,6 +38,17 @@ def packed(scores: Float[Tensor, "S K"], bits: int = 16) -> dict[str, Any]:
             "ascii"
         ),
     }
+
+
+def packed_parts(scores: Float[Tensor, "S K"], words: int, bits: int = 16) -> dict[str, Any]:
+    """Words and cells on scales of their own: one word may count for more than all cells.
+
+    Args:
+        scores: Of ``words`` words, then of cells.
+        words: How many columns are words.
+        bits: 8 or 16.
+    """
+    return {"words": packed(scores[:, :words], bits), "cells": packed(scores[:, words:], bits)}
 
 
 def unpacked(text: dict[str, Any]) -> Float[Tensor, "S K"]:

@@ -19,7 +19,7 @@
     const view = new DataView(bytes.buffer);
     const size = packed.bits / 8;
     const steps = 2 ** packed.bits - 1;
-    const width = bytes.length / size / packed.low.length;
+    const width = packed.low.length ? bytes.length / size / packed.low.length : 0;
     const found = packed.low.map((low, row) =>
       Array.from({ length: width }, (_, n) => {
         const at = (row * width + n) * size;
@@ -30,6 +30,9 @@
     rows.set(packed, found);
     return found;
   }
+
+  /** One row of words and cells. */
+  const rowOf = ({ words, cells }, at) => [...unpack(words)[at], ...unpack(cells)[at]];
 
   const shownWord = () => state.peek ?? state.word;
   const targetsOf = (word) => data.targets.map((_, n) => n).filter((n) => data.targets[n].tokens.includes(word));
@@ -51,7 +54,7 @@
       const at = results[target].which.findIndex((one) => one[0] === layer && one[1] === head);
       const name = `attention, layer ${labels[layer]}, head ${head}`;
       const why = "this head's map was left out to keep the page small";
-      return { row: at < 0 ? null : unpack(results[target].maps)[at], images, name, why };
+      return { row: at < 0 ? null : rowOf(results[target].maps, at), images, name, why };
     }
     if (!recipe()) return { row: null, images: data.images.map(() => ({ grids: [], why: "" })), name: "", why: "" };
     const { name, images, results, layers } = recipe();
@@ -59,7 +62,7 @@
     const why = `${name} was not recorded for this word`;
     if (!result) return { row: null, images, name, why };
     const after = state.layer !== null && result.layers;
-    const row = after ? unpack(result.layers)[state.layer] : unpack(result.whole)[0];
+    const row = after ? rowOf(result.layers, state.layer) : rowOf(result.whole, 0);
     return { row, images, name: after ? `${name} after layer ${layers[state.layer]}` : name, why: "" };
   }
 
