@@ -159,6 +159,12 @@ class Attribution:
 
         return draw(self, image)
 
+    def _repr_html_(self) -> str:
+        """Images, maps and shaded words, in a notebook."""
+        from lvlm_probe.notebook import attribution_html
+
+        return attribution_html(self)
+
     def to_json(self) -> dict[str, Any]:
         """Everything but the pictures, as plain lists and numbers.
 

@@ -13,11 +13,12 @@ from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
+from PIL import Image
 
 if TYPE_CHECKING:
     from lvlm_probe.attribution import Attribution
 
-__all__ = ["draw"]
+__all__ = ["draw", "overlay"]
 
 WIDTH = 8.0  # inches, as all lengths here
 MARGIN = 0.32
@@ -28,6 +29,7 @@ WORDS_FROM = 0.95  # where words start, right of their label
 MOST_WORDS = 60  # a longer prompt shows its end
 AROUND = 12  # a longer answer shows this many tokens on either side of the explained one
 GREY = "#d9d9d9"
+OPACITY = 0.7  # of the map
 MARK = "#ffd24d"
 
 Chip = tuple[str, Any]
@@ -61,6 +63,28 @@ def draw(attribution: Attribution, image: int = 0) -> Figure:
             _word(figure, word, colour, x / WIDTH, (y - line * LINE) / height)
         y -= (places[-1][1] + 1.25) * LINE
     return figure
+
+
+def overlay(attribution: Attribution, image: int = 0) -> Image.Image:
+    """The map over the picture in grey, a pixel for a pixel; over plain grey where the picture was not recorded.
+
+    Args:
+        attribution: What to draw.
+        image: Which of its images.
+
+    Raises:
+        LayoutError: If there is no such image, or its tokens show no places (queries).
+    """
+    heat = attribution.pixels(image).float().numpy()
+    seen = attribution.layout.image(image).seen().numpy()
+    norm, colours = _scale(heat)
+    under = np.full(heat.shape, 128.0)
+    if image < len(attribution.images):
+        under = np.asarray(attribution.images[image].convert("L"), np.float64)
+    shade: Any = colours(norm(heat))
+    alpha = OPACITY * seen[..., None]
+    mixed = alpha * 255 * shade[..., :3] + (1 - alpha) * under[..., None]
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def _title(figure: Figure, attribution: Attribution, height: float) -> None:
@@ -114,7 +138,7 @@ def _maps(figure: Figure, attribution: Attribution, image: int, height: float) -
     # Each pixel has its patch's score: smoothing would move relevance to pixels that have none. What was cropped
     # away stays bare.
     heat = np.ma.masked_array(heat, ~seen)
-    right.imshow(heat, cmap=colours, norm=norm, alpha=0.7, interpolation="nearest")
+    right.imshow(heat, cmap=colours, norm=norm, alpha=OPACITY, interpolation="nearest")
     for axes in (left, right):
         axes.set(xticks=[], yticks=[])
         for spine in axes.spines.values():

@@ -57,6 +57,12 @@ class Trace:
             f"{len(self._tensors)} tensors)"
         )
 
+    def _repr_html_(self) -> str:
+        """What it holds, as tables, in a notebook."""
+        from lvlm_probe.notebook import trace_html
+
+        return trace_html(self)
+
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._tensors)

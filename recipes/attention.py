@@ -160,6 +160,9 @@ class _Attention:
             )
         self.context, self.layer, self.heads = context, layer, heads
         self.rows = torch.zeros(depth, context.layout.length)
+        self.across = torch.zeros(depth, context.layout.patch_count)
+        self.seen: set[int] = set()  # layers that attend among the words
+        self.crossed: set[int] = set()
 
     def feed(self, call: AttentionCall) -> None:
         """Take one layer's call.
@@ -171,24 +174,42 @@ class _Attention:
             raise RecipeError(
                 f"heads {list(self.heads)} are out of range: {call.site} has {call.heads}, from 0"
             )
-        row = torch.tensor(list(self.context.positions), device=call.query.device)
+        first = self.context.layout.encoder_length
+        row = torch.tensor([p - first for p in self.context.positions], device=call.query.device)
         heads = None if self.heads is None else torch.tensor(self.heads)
-        self.rows[call.layer] = call.weights(row, heads).mean((0, 1)).cpu()
+        weights = call.weights(row, heads).mean((0, 1)).cpu()
+        if call.cross and not first:
+            # Keys of another number are a resampler's, which show no place.
+            if len(weights) == self.across.shape[1]:
+                self.across[call.layer] = weights
+                self.crossed.add(call.layer)
+            return
+        start = 0 if call.cross else first
+        self.rows[call.layer, start : start + len(weights)] = weights
+        self.seen.add(call.layer)
 
     def result(self) -> Attribution:
         """The explanation."""
-        chosen = self.rows.mean(0) if isinstance(self.layer, str) else self.rows[self.layer]
         context = self.context
+        patches = self._chosen(self.across, self.crossed) if self.crossed else None
         return Attribution(
             recipe=ATTENTION.name,
             target=context.target,
-            tokens=chosen,
+            tokens=self._chosen(self.rows, self.seen),
             layout=context.layout,
             words=context.words,
+            patches=patches,
             layers=self.rows,
+            layer_patches=None if patches is None else self.across,
             images=context.images,
             meta=context.meta,
         )
+
+    def _chosen(self, rows: Float[Tensor, "L K"], layers: set[int]) -> Float[Tensor, " K"]:
+        """One layer's row, or the mean of those that have one."""
+        if not isinstance(self.layer, str):
+            return rows[self.layer]
+        return rows[sorted(layers)].mean(0) if layers else rows.mean(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +228,7 @@ class Attention:
         layer: int | Literal["mean"] = "mean",
         heads: Sequence[int] | None = None,
     ) -> Reducer:
-        """Look at one position's attention.
+        """Look at one position's attention; where words attend across to patches, at that, too.
 
         Args:
             context: Of the sequence.
@@ -299,9 +320,14 @@ class Rollout:
             vision: Go on through the vision encoder; by default where it was captured.
 
         Raises:
-            RecipeError: If the encoder is asked for and was not captured.
+            RecipeError: If the encoder is asked for and was not captured, or words attend across to another tower.
         """
-        # Rollout is defined along one stream of tokens: it stops where queries gather an image.
+        if any(s.startswith("language.") and s.endswith(".cross_attention") for s in context.sites):
+            raise RecipeError(
+                "rollout is defined along one stream of tokens, and words attend across to another one here: "
+                "take recipe 'relevancy'"
+            )
+        # For the same reason it stops where queries gather an image.
         captured = "vision" in context.depth and not context.layout.has_queries
         if vision and not captured:
             raise RecipeError(

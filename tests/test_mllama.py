@@ -130,3 +130,30 @@ def test_what_is_not_defined_across(case: lp.Case) -> None:
             case.explain("relevancy", **options)
     with pytest.raises(LayoutError, match="1 image tokens for 2 images"):
         case.probe.case_from_inputs(case.inputs, WORDS - 2, [tiny.picture(), tiny.picture()])
+
+
+def test_attention_across_lies_on_patches(case: lp.Case) -> None:
+    model = case.probe.model
+    model.set_attn_implementation("eager")
+    kept: dict[int, torch.Tensor] = {}
+    layers = model.model.language_model.layers
+    handles = [
+        module.register_forward_hook(lambda _m, _a, out, n=n: kept.__setitem__(n, out[1]))
+        for n, module in enumerate(
+            layers[n].cross_attn if n in (1, 3) else layers[n].self_attn for n in range(4)
+        )
+    ]
+    try:
+        model(**case.inputs, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.set_attn_implementation("sdpa")
+    rows = [kept[n][0, :, case.layout.answer_start - 1].mean(0) for n in range(4)]
+    told = case.explain("attention")
+    assert off(told.patches, (rows[1] + rows[3]) / 2) <= 1e-5
+    assert off(told.layer_patches[3], rows[3]) <= 1e-5
+    assert off(told.tokens, (rows[0] + rows[2]) / 2) <= 1e-5
+    assert told.pixels().max() > 0
+    with pytest.raises(RecipeError, match=r"rollout is defined along one stream of tokens"):
+        case.explain("rollout")

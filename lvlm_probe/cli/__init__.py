@@ -1,4 +1,4 @@
-"""The command line: ``lvlm-probe explain | ablate | road | lens | patch | record | show | check | recipes | demo | app``.
+"""The command line: ``lvlm-probe explain | ablate | road | lens | patch | record | show | report | check | recipes | demo | app``.
 
 One module a group of commands; each imports what is heavy when it runs, so that ``--help`` comes at once.
 """
@@ -12,6 +12,7 @@ from lvlm_probe.cli.common import console
 from lvlm_probe.cli.explaining import demo, explain
 from lvlm_probe.cli.looking import lens, patch
 from lvlm_probe.cli.removing import ablate, road
+from lvlm_probe.cli.reporting import report
 from lvlm_probe.cli.serving import app as serve_app
 from lvlm_probe.cli.telling import check, recipes
 from lvlm_probe.cli.tracing import record, show
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which pixels, words and layers made each word of a vision-language model's answer?",
 )
-for command in (explain, ablate, road, record, show, check, recipes, lens, patch, demo):
+for command in (explain, ablate, road, record, show, report, check, recipes, lens, patch, demo):
     app.command()(command)
 app.command("app")(serve_app)
 

@@ -112,3 +112,8 @@ def progress_bar(
     with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def size_of(path: Path) -> str:
+    """Of a file, in megabytes."""
+    return f"{path.stat().st_size / 1e6:.1f} MB"

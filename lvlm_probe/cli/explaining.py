@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from lvlm_probe.case import Case
     from lvlm_probe.target import Target
 
+REPORTED = "caption"
+"""The kind of question that the demo writes a report of: the longest answer."""
+
 
 def explain(
     image: Image,
@@ -63,7 +66,9 @@ def demo(
 ) -> None:
     """Explain a question of each kind with the shipped model, and write a page that shows them."""
     from lvlm_probe.demo.examples import load_examples
-    from lvlm_probe.report import Entry, write_page
+    from lvlm_probe.recipes.contribution import grounding
+    from lvlm_probe.report import Entry, write_page, write_report
+    from lvlm_probe.store import load_trace
 
     examples = load_examples()
     folder_at(out)
@@ -75,6 +80,10 @@ def demo(
             folder = folder_at(out / example.path.stem)
             shutil.copyfile(example.path, folder / "image.png")
             files = _explain(case, "relevancy", None, folder, quiet=True)
+            page = None
+            if example.kind == REPORTED:
+                trace = load_trace(folder / "trace.safetensors")
+                page = write_report(trace, folder / "report.html", grounding=grounding(case))
             maps = [(a.word.strip(), f"{folder.name}/{file.name}") for a, file in files]
             entries.append(
                 Entry(
@@ -84,6 +93,7 @@ def demo(
                     case.answer,
                     example.answer,
                     maps,
+                    None if page is None else f"{folder.name}/{page.name}",
                 )
             )
             step(number + 1, len(examples))

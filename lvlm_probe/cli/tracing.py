@@ -22,6 +22,7 @@ from lvlm_probe.cli.common import (
     load,
     parse_targets,
     progress_bar,
+    size_of,
 )
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def record(
         case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
     with progress_bar("recording") as step:
         case.record(capture, out, progress=step)
-    console.print(f"[bold]{case.answer}[/bold]\nwrote {out} ({_megabytes(out)})")
+    console.print(f"[bold]{case.answer}[/bold]\nwrote {out} ({size_of(out)})")
 
 
 def show(
@@ -94,7 +95,3 @@ def _kinds(tensors: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         kind = re.sub(r"output_grad\..+", "output_grad.*", kind)
         kinds.setdefault(kind, []).append(facts)
     return kinds
-
-
-def _megabytes(path: Path) -> str:
-    return f"{path.stat().st_size / 1e6:.1f} MB"

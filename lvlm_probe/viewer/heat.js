@@ -19,7 +19,8 @@ function heat(element, view, { onPick = null, onHover = null } = {}) {
     const readout = make("div", "lv-readout");
     let cells = [];
     let current = [0, 0];
-    element.append(scroll, readout);
+    const heading = make("div", "lv-title");
+    element.append(heading, scroll, readout);
 
     const nameOf = ([row, column]) => {
       const { rows, columns, rowTitle, columnTitle } = state.view;
@@ -76,8 +77,9 @@ function heat(element, view, { onPick = null, onHover = null } = {}) {
       const scale = scaleOf(state.view.scale, values.flat());
       const colours = coloursOf(state.view.colours, scale);
       const table = make("table", "lv-table", { role: "grid" });
-      if (title) table.append(make("caption", "", {}, title));
-      else table.setAttribute("aria-label", "matrix");
+      table.setAttribute("aria-label", title || "matrix");
+      heading.textContent = title;
+      heading.hidden = !title;
       const body = make("tbody");
       body.append(head());
       cells = rows.map((name, row) => {

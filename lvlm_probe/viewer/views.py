@@ -36,23 +36,33 @@ __all__ = [
 View = dict[str, Any]
 Number = float | int
 Scale = Mapping[str, Number]
+MUCH = 200_000  # bytes of a picture
 
 
-def picture_uri(picture: Image.Image, longest: int | None = None) -> str:
+def picture_uri(picture: Image.Image, longest: int | None = None, *, compact: bool = False) -> str:
     """A picture as a ``data:`` address, PNG.
 
     Args:
         picture: Of any mode.
         longest: Most pixels of its longer side; larger pictures are made smaller.
+        compact: Take JPEG where PNG would take more than 200 kB.
     """
     if picture.mode not in ("L", "RGB", "RGBA"):
         picture = picture.convert("RGB")
     if longest is not None and max(picture.size) > longest:
         picture = picture.copy()
         picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    data = _encoded(picture, "PNG", optimize=True)
+    kind = "png"
+    if compact and len(data) > MUCH:
+        data, kind = _encoded(picture.convert("RGB"), "JPEG", quality=88), "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode("ascii")
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    picture.save(file, kind, **options)
+    return file.getvalue()
 
 
 def scale_of(*scores: Tensor) -> dict[str, float]:

@@ -15,6 +15,7 @@ function words(element, view, { onPick = null, onHover = null } = {}) {
   return part(element, view, "lv-words", WORDS_DEFAULTS, (state) => {
     let buttons = [];
     let current = 0;
+    let drawnAs = null;
 
     function tint(score, scale) {
       if (score === null || score === undefined) return "";
@@ -24,20 +25,29 @@ function words(element, view, { onPick = null, onHover = null } = {}) {
       return css(colour, (0.66 * share).toFixed(3));
     }
 
-    function button(word, scale) {
-      const score = word.score ?? null;
-      const made = make("button", `lv-word lv-${word.kind === "answer" ? "answer" : "prompt"}`, { type: "button" });
+    // Without anything to call back, words are no buttons.
+    const tag = onPick || onHover ? "button" : "span";
+
+    function button(word) {
+      const made = make(tag, `lv-word lv-${word.kind === "answer" ? "answer" : "prompt"}`);
+      if (tag === "button") made.type = "button";
       made.textContent = spelled(word.text);
       made.dataset.index = word.index;
-      made.disabled = Boolean(word.disabled);
+      if (word.disabled) made.disabled = true;
+      return made;
+    }
+
+    function shade(made, word, scale) {
+      const score = word.score ?? null;
       made.style.background = tint(score, scale);
+      made.removeAttribute("aria-label");
+      delete made.dataset.score;
+      made.title = score === null ? "" : told(score);
       if (score !== null) {
-        made.title = told(score);
         made.dataset.score = score;
-        made.setAttribute("aria-label", `${spelled(word.text)}, ${told(score)}`);
+        if (tag === "button") made.setAttribute("aria-label", `${spelled(word.text)}, ${told(score)}`);
       }
       if (onPick) made.setAttribute("aria-pressed", String(state.view.picked.includes(word.index)));
-      return made;
     }
 
     function rove(to) {
@@ -47,18 +57,22 @@ function words(element, view, { onPick = null, onHover = null } = {}) {
       return live[current];
     }
 
+    /** The same words keep their elements, and with them the focus and a click that has begun. */
+    const spelling = () => JSON.stringify(state.view.words.map((w) => [w.text, w.index, w.kind, w.disabled]));
+
     function draw() {
-      const focused = element.contains(document.activeElement) ? document.activeElement.dataset.index : null;
       element.setAttribute("role", "group");
       element.setAttribute("aria-label", state.view.label);
       const scale = scaleOf(state.view.scale, state.view.words.map((w) => w.score ?? null));
-      buttons = state.view.words.map((word) => button(word, scale));
-      element.replaceChildren(...buttons);
-      const live = buttons.filter((b) => !b.disabled);
-      const wanted = live.findIndex((b) => b.dataset.index === focused);
-      const pressed = live.findIndex((b) => b.getAttribute("aria-pressed") === "true");
-      rove(wanted >= 0 ? wanted : Math.max(pressed, 0));
-      if (wanted >= 0) live[wanted].focus();
+      if (spelling() !== drawnAs) {
+        drawnAs = spelling();
+        buttons = state.view.words.map(button);
+        element.replaceChildren(...buttons);
+        current = 0;
+      }
+      state.view.words.forEach((word, n) => shade(buttons[n], word, scale));
+      const pressed = buttons.filter((b) => !b.disabled).findIndex((b) => b.getAttribute("aria-pressed") === "true");
+      if (tag === "button") rove(element.contains(document.activeElement) || pressed < 0 ? current : pressed);
     }
 
     function pick(index) {

@@ -1,4 +1,4 @@
-"""A page that shows explanations: one file of HTML beside its pictures, no script, no network."""
+"""A page that lists explanations: HTML beside its pictures, no script, no network."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class Entry:
         answer: The model's.
         expected: The true answer, where it is known.
         maps: (token, path of its picture) for each explained token.
+        report: Path of its report, where there is one.
     """
 
     kind: str
@@ -44,6 +45,7 @@ class Entry:
     answer: str
     expected: str | None
     maps: Sequence[tuple[str, str]]
+    report: str | None = None
 
 
 def write_page(path: Path, title: str, intro: str, entries: Sequence[Entry]) -> Path:
@@ -81,6 +83,11 @@ def _entry(entry: Entry) -> str:
         if wrong
         else ""
     )
+    report = (
+        ""
+        if entry.report is None
+        else f'<a class="report" href="{escape(entry.report)}">Look at it word by word, layer by layer, head by head</a>'
+    )
     maps = "\n".join(
         f'<figure><img src="{escape(source)}" loading="lazy" '
         f'alt="Which pixels and words made the answer token “{escape(token)}”"></figure>'
@@ -89,6 +96,6 @@ def _entry(entry: Entry) -> str:
     return (
         f'<article>\n<div class="asked"><img src="{escape(entry.image)}" alt="The picture asked about">'
         f'<div><div class="kind">{escape(entry.kind)}</div><h2>{escape(entry.prompt)}</h2>'
-        f'<div class="answer">{escape(entry.answer)}{told}</div></div></div>\n'
+        f'<div class="answer">{escape(entry.answer)}{told}</div>{report}</div></div>\n'
         f'<div class="maps">\n{maps}\n</div>\n</article>'
     )
