@@ -112,6 +112,11 @@ def test_record_then_show(
     ):
         assert fact in told
     assert "language.layers.*.attention.query" in told
+    assert run("report", trace, "-o", tmp_path / "page.html", "--recipe", "rollout") == 0
+    assert "page.html (0." in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert '"name":"rollout"' in page
+    assert '"name":"relevancy"' not in page
 
 
 def test_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,6 +115,8 @@ def test_demo_command(
     assert {e.kind for e in examples} == {*KINDS, "easy-vqa"}
     assert html.count("<article>") == len(examples)
     assert "true answer" not in html, "the shipped examples are answered right"
+    (report,) = re.findall(r'class="report" href="([^"]+)"', html)
+    assert "purple" in (page.parent / report).read_text("utf-8")
     for example in examples:
         assert example.prompt in html
     sources = re.findall(r'src="([^"]+)"', html)
