@@ -8,7 +8,7 @@ const MAP_DEFAULTS = {
   grids: [],
   scale: null,
   colours: null,
-  opacity: 0.7,
+  opacity: 0.6,
   pick: null,
   picked: [],
   legend: true,

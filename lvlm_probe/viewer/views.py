@@ -142,7 +142,7 @@ def grid_view(
         ],
         "scale": dict(fitting),
         "colours": "diverging" if fitting["low"] < 0 else "inferno",
-        "opacity": 0.7,
+        "opacity": 0.6,
         "pick": pick,
         "picked": [],
         "legend": bool(known),

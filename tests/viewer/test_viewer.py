@@ -60,7 +60,7 @@ def show(page: Page, part: str, view: dict[str, Any], *, pick: bool = True) -> N
         page.wait_for_selector("canvas[data-ready=true]")
 
 
-def over_grey(name: str, share: float, opacity: float = 0.7) -> list[float]:
+def over_grey(name: str, share: float, opacity: float = 0.6) -> list[float]:
     colour = np.array(colormaps[name](share)[:3]) * 255
     return list(opacity * colour + (1 - opacity) * GREY)
 
