@@ -1,4 +1,4 @@
-"""Raw attention, as it stands and rolled out over layers. No gradient, so no claim about what caused the answer."""
+"""The recipes: one position's attention as it stands, and rolled out over layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,8 @@ from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError, TraceError
 from lvlm_probe.recipe import Context, Reducer
-from lvlm_probe.trace import Trace
 
-__all__ = [
-    "ATTENTION",
-    "ROLLOUT",
-    "answer_to_image",
-    "answer_to_question",
-    "image_to_answer",
-    "rank_heads",
-    "rollout",
-]
+__all__ = ["ATTENTION", "ROLLOUT", "rollout"]
 
 
 def rollout(attentions: Sequence[Float[Tensor, "H N N"]]) -> Float[Tensor, "N N"]:
@@ -52,92 +43,6 @@ def rollout(attentions: Sequence[Float[Tensor, "H N N"]]) -> Float[Tensor, "N N"
         rolled = mixed if rolled is None else mixed @ rolled
     assert rolled is not None
     return rolled
-
-
-def answer_to_image(
-    trace: Trace, image: int = 0, tokens: Sequence[int] | None = None
-) -> Float[Tensor, "L H R C"]:
-    """How much answer tokens attend to each patch, for every language layer and head.
-
-    Args:
-        trace: With the language model's attention.
-        image: Index.
-        tokens: Indices of answer tokens, whose mean is taken; all by default. Each is looked at where it is
-            predicted, one position before its own.
-
-    Raises:
-        TraceError: If a token is out of range, or the image was cut into tiles.
-    """
-    span = trace.layout.image(image)
-    if len(span.tokens) != 1:
-        raise TraceError(
-            f"image {image} was cut into {len(span.tokens)} tiles, which share no one grid"
-        )
-    grid = span.tokens[0]
-    rows = _predicting(trace, tokens)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., grid.positions]
-            .mean(1)
-            .unflatten(-1, (grid.rows, grid.columns))
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def image_to_answer(trace: Trace, patches: Sequence[int], image: int = 0) -> Float[Tensor, "L H A"]:
-    """How much each answer token attends to chosen patches, for every language layer and head.
-
-    Args:
-        trace: With the language model's attention.
-        patches: Indices into the image's visual tokens, row by row; their attention is added up.
-        image: Index.
-
-    Raises:
-        TraceError: If a patch is out of range.
-    """
-    positions = trace.layout.image(image).positions
-    wrong = [patch for patch in patches if not 0 <= patch < len(positions)]
-    if wrong or not patches:
-        raise TraceError(
-            f"patches {list(patches)} are out of range: image {image} has {len(positions)}, from 0"
-        )
-    chosen = [positions[patch] for patch in patches]
-    rows = _predicting(trace, None)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., chosen].sum(-1)
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def answer_to_question(trace: Trace) -> Float[Tensor, "L H"]:
-    """Mean over the answer's tokens of their attention to the prompt's words, for every layer and head."""
-    question = [p for p in trace.layout.text_positions if p < trace.layout.answer_start]
-    rows = _predicting(trace, None)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., question].sum(-1).mean(-1)
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def rank_heads(trace: Trace, image: int = 0) -> list[tuple[int, int, float]]:
-    """(layer, head, mean attention of the answer to the image), the most attentive head first."""
-    totals = answer_to_image(trace, image).sum((-1, -2))
-    heads = totals.shape[1]
-    order = totals.flatten().argsort(descending=True, stable=True).tolist()
-    return [(i // heads, i % heads, float(totals.flatten()[i])) for i in order]
-
-
-def _predicting(trace: Trace, tokens: Sequence[int] | None) -> list[int]:
-    count = len(trace.answer_tokens)
-    chosen = list(range(count)) if tokens is None else list(tokens)
-    if not chosen or any(not 0 <= token < count for token in chosen):
-        raise TraceError(f"answer tokens {chosen} are out of range: the answer has {count}, from 0")
-    return [trace.layout.answer_start + token - 1 for token in chosen]
 
 
 class _Attention:
