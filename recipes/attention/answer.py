@@ -113,13 +113,29 @@ class AnswerAttention:
         """
         return rows[..., _patch_keys(self._seeing(layer, image), patches, image)].sum(-1)
 
+    def on_image(
+        self, layer: int, rows: Float[Tensor, "*K N"], image: int = 0
+    ) -> Float[Tensor, "*K"]:
+        """What rows of one layer's attention pay to an image, with or without places; arguments as for :meth:`on_grids`.
+
+        Raises:
+            LayoutError: If there is no such image, or the layer does not see it.
+        """
+        keys = self.keys[layer].of_image(image) if layer in self.layers_seeing(image) else []
+        if not keys:
+            raise LayoutError(self._blind(layer, image))
+        return rows[..., keys].sum(-1)
+
+    def _blind(self, layer: int, image: int) -> str:
+        return (
+            f"{self.sites[layer]} does not see image {image}: choose one of the layers "
+            f"{', '.join(self.labels[n] for n in self.layers_seeing(image)) or '(none does)'}"
+        )
+
     def _seeing(self, layer: int, image: int) -> Keys:
         self.grids(image)
         if not self.keys[layer].grids(image):
-            raise LayoutError(
-                f"{self.sites[layer]} does not see image {image}: choose one of the layers "
-                f"{', '.join(self.labels[n] for n in self.layers_seeing(image))}"
-            )
+            raise LayoutError(self._blind(layer, image))
         return self.keys[layer]
 
 
