@@ -50,7 +50,13 @@ class Keys:
             crossing: What :func:`crosses_to_images` says.
         """
         if not call.cross:
-            return cls(layout, call.keys, layout.encoder_length, False, not (crossing or layout.encoder_length))
+            return cls(
+                layout,
+                call.keys,
+                layout.encoder_length,
+                False,
+                not (crossing or layout.encoder_length),
+            )
         if layout.encoder_length:
             return cls(layout, call.keys, 0, False, True)
         return cls(layout, call.keys, None, call.keys == layout.patch_count, True)
