@@ -116,27 +116,25 @@ class AttentionTab:
             settings,
             also=[self.of.input, self.to.input],
         )
-        self.view.input(
-            guarded(self.draw_map), [session, self.of, self.view], [self.map, self.told, self.words],
-            show_progress="hidden",
-        )  # fmt: skip
-        shown = [self.map, self.told, self.words, self.view]
+        # What is drawn from rows that are at hand is drawn at once: the page's queue would cost more than the drawing.
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+        shown = [self.map, self.told, self.words]
+        self.view.input(guarded(self.draw_map), [session, self.of, self.view], shown, **quick)
         self.heads.pick(
-            guarded(self.pick_head),
-            [session, self.of],
-            [*shown, self.ranked],
-            show_progress="hidden",
+            guarded(self.pick_head), [session, self.of], [*shown, self.view, self.ranked], **quick
         )
         self.ranked.input(
             guarded(self.pick_ranked),
             [session, self.ranked, self.of, self.to],
-            [*shown, self.title, self.heads],
-            show_progress="hidden",
+            [*shown, self.view, self.title, self.heads],
+            **quick,
         )
         self.map.pick(
-            guarded(self.pick_patches), [session, *settings], [self.told, self.words, self.title, self.heads, self.ranked],
-            show_progress="hidden",
-        )  # fmt: skip
+            guarded(self.pick_patches),
+            [session, *settings],
+            [self.told, self.words, self.title, self.heads, self.ranked],
+            **quick,
+        )
         self.desk.everything_later(self.words.pick, self.pick_word, [session])
 
     def draw(self, session: Session, of: str, to: str, view: str) -> list[Any]:
@@ -173,7 +171,7 @@ class AttentionTab:
         layer, head = self.head(session)
         aim = self.aim(session) if to == PATCHES else to
         whose = html.escape(self.whose(session, of))
-        title = f"<p><b>How much {whose} attends to {aim}</b>, by layer and head: share of the head’s attention.</p>"
+        title = f"<div><b>How much {whose} attends to {aim}</b>, by layer and head: share of the head’s attention.</div>"
         view = views.heat_view(
             scores, found.labels, [str(n) for n in range(scores.shape[1])], row_title="layer", column_title="head",
             picked=(layer, head),
@@ -197,7 +195,11 @@ class AttentionTab:
         return [*self.draw_map(session, of, HEAD), HEAD, f"{layer} {head}"]
 
     def pick_ranked(self, session: Session, ranked: str | None, of: str, to: str) -> list[Any]:
-        """A head was picked in the list."""
+        """A head was picked in the list.
+
+        Raises:
+            TargetError: If the list has none such.
+        """
         pieces = (ranked or "").split()
         if len(pieces) != 2 or not all(piece.isdecimal() for piece in pieces):
             raise TargetError(f"{ranked!r} names no head: pick one of the list")
@@ -239,7 +241,11 @@ class AttentionTab:
         )
 
     def choose(self, session: Session, layer: int, head: int) -> None:
-        """Look at a head."""
+        """Look at a head.
+
+        Raises:
+            TargetError: If there is none such.
+        """
         known = self.found(need(session)).to_question
         if not (0 <= layer < known.shape[0] and 0 <= head < known.shape[1]):
             raise TargetError(
@@ -270,7 +276,11 @@ class AttentionTab:
         return layer, head_rows(trace, layer, head), f"layer {label}, head {head}"
 
     def scores(self, session: Session, of: str, to: str) -> Float[Tensor, "L H"]:
-        """One number a head, for the matrix."""
+        """One number a head, for the matrix.
+
+        Raises:
+            TargetError: If patches are asked for and none is picked.
+        """
         question, look = need(session), self.look(session)
         found = self.found(question)
         if to == IMAGE:
@@ -363,7 +373,7 @@ def _part(made: Callable[[], T]) -> tuple[T | None, str]:
     try:
         return made(), ""
     except LvlmProbeError as error:
-        return None, f"<p>{html.escape(str(error))}</p>"
+        return None, f"<div>{html.escape(str(error))}</div>"
 
 
 def _inside(place: Place, grids: tuple[PatchGrid, ...]) -> bool:
@@ -389,6 +399,6 @@ def _most(scores: Float[Tensor, " A"], question: Question, aim: str, title: str)
         f"“{html.escape(question.answer_tokens[n].strip())}” {float(scores[n]):.3f}" for n in order
     )
     return (
-        f"<p><b>Which words attend to {html.escape(aim)}</b>, {html.escape(title)}: share of each word’s attention. "
-        f"Most: {listed}.</p>"
+        f"<div><b>Which words attend to {html.escape(aim)}</b>, {html.escape(title)}: share of each word’s attention. "
+        f"Most: {listed}.</div>"
     )

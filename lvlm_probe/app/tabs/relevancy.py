@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 import gradio as gr
 
@@ -15,8 +16,8 @@ from lvlm_probe.app.service import Question
 from lvlm_probe.app.session import Session
 from lvlm_probe.app.widgets import bars, patch_map, words
 from lvlm_probe.attribution import Attribution
-from lvlm_probe.errors import LvlmProbeError, RecipeError
-from lvlm_probe.recipe import available_recipes, find_recipe, options_of
+from lvlm_probe.errors import LvlmProbeError
+from lvlm_probe.recipe import TraceRecipe, available_recipes, find_recipe, options_of
 from lvlm_probe.recipes.attention.keys import crosses_to_images
 from lvlm_probe.recipes.shares import highest, rescaled, shares_of, token_scores
 from lvlm_probe.target import Target
@@ -25,12 +26,15 @@ from lvlm_probe.viewer import views
 __all__ = ["build"]
 
 NAME = "relevancy"
-PARTS = {"both": None, "language model": False, "vision encoder": "alone"}
+PARTS = {
+    "language model and vision encoder": None,
+    "language model alone": False,
+    "vision encoder alone": "alone",
+}
+BOTH = next(iter(PARTS))
 NONE = "none"
 LONG = {"progress", "steps", "samples"}  # options of recipes that run the model many times
 ELSEWHERE = {"causal", "patching"}  # these have tabs of their own
-
-T = TypeVar("T")
 
 
 def build(desk: Desk) -> None:
@@ -43,10 +47,11 @@ def build(desk: Desk) -> None:
     tab.wire()
 
 
-def quick_recipes() -> list[str]:
+@cache
+def quick_recipes() -> tuple[str, ...]:
     """Recipes that take a forward and a backward pass or so."""
     names = [info.name for info in available_recipes() if info.name not in ELSEWHERE]
-    return [name for name in names if not LONG & set(options_of(find_recipe(name)))]
+    return tuple(name for name in names if not LONG & set(options_of(find_recipe(name))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,17 +107,17 @@ class RelevancyTab:
         known = quick_recipes()
         with gr.Row():
             self.left = gr.Dropdown(
-                known, value="relevancy", label="Recipe", elem_id="relevancy-left", interactive=True
+                list(known),
+                value="relevancy",
+                label="Recipe",
+                elem_id="relevancy-left",
+                interactive=True,
             )
             self.right = gr.Dropdown(
                 [NONE, *known], value="attention", label="Beside it", elem_id="relevancy-right", interactive=True
             )  # fmt: skip
-            self.part = gr.Radio(
-                list(PARTS),
-                value="both",
-                label="Through",
-                info="for recipes that go on into the vision encoder",
-                elem_id="relevancy-part",
+            self.part = gr.Dropdown(
+                list(PARTS), value=BOTH, label="Through", elem_id="relevancy-part", interactive=True
             )
         with gr.Row():
             with gr.Column(min_width=160):
@@ -157,12 +162,14 @@ class RelevancyTab:
         ]  # fmt: skip
         self.desk.shows(NAME, self.draw, [*shown, self.beside, self.layer], controls, also=redrawn)
         inputs = [self.desk.session, *controls]
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False}
         for event in (self.entire.input, self.same.input):
-            event(guarded(self.draw_sides), inputs, shown, show_progress="hidden")
+            event(guarded(self.draw_sides), inputs, shown, **quick)
         # While it is dragged, only where it stands at last counts.
+        moved = [self.entire, *shown]
         self.layer.input(
-            guarded(self.draw_layer), inputs, [self.entire, *shown], show_progress="hidden", trigger_mode="always_last"
-        )  # fmt: skip
+            guarded(self.draw_layer), inputs, moved, trigger_mode="always_last", **quick
+        )
 
     def draw(self, session: Session, *controls: Any) -> list[Any]:
         """Everything, for the question at hand."""
@@ -223,13 +230,11 @@ class RelevancyTab:
     def explained(self, session: Session, recipe: str, settings: Settings) -> Attribution | str:
         """The recipe's explanation, or why there is none."""
         options: dict[str, Any] = {}
-        if settings.part != "both" and "vision" in options_of(find_recipe(recipe)):
+        if settings.part != BOTH and "vision" in options_of(find_recipe(recipe)):
             options["vision"] = PARTS[settings.part]
+        if options.get("vision") == "alone" and recipe != NAME:
+            return f"{recipe} has no part of the vision encoder alone: choose 'relevancy'"
         try:
-            if options.get("vision") == "alone" and recipe != NAME:
-                raise RecipeError(
-                    f"{recipe!r} has no part in the vision encoder alone: choose 'relevancy'"
-                )
             return self.service.explain(need(session), recipe, settings.target, **options)
         except LvlmProbeError as error:
             return f"{recipe}: {error}"
@@ -271,9 +276,9 @@ class RelevancyTab:
     ) -> list[Any]:
         """One recipe's drawings."""
         if isinstance(found, str):
-            return [f"<p>{html.escape(found)}</p>", None, "", None, None]
+            return [f"<div>{html.escape(found)}</div>", None, "", None, None]
         question, layer = need(session), _layer(found, settings)
-        title = f"<p><b>{html.escape(_title(found, settings, layer))}</b></p>"
+        title = f"<div><b>{html.escape(_title(found, settings, layer))}</b></div>"
         shown: Any = None
         try:
             shown = views.map_view(
@@ -281,14 +286,14 @@ class RelevancyTab:
                 picture=self.picture(question, session.image), caption=_scale_told(settings, layer),
             )  # fmt: skip
         except LvlmProbeError as error:
-            title += f"<p>{html.escape(str(error))}</p>"
+            title += f"<div>{html.escape(str(error))}</div>"
         try:
             scores = token_scores(found, layer)
             parts = shares_of(found, layer, crossing=self.crosses(question))
         except LvlmProbeError as error:
-            return [title, shown, f"<p>{html.escape(str(error))}</p>", None, None]
+            return [title, shown, f"<div>{html.escape(str(error))}</div>", None, None]
         asked = [n for n in question.layout.text_positions if n < found.position]
-        told = "<p>Words before it, shaded by their score; hover to read it.</p>"
+        told = "<div>Words before it, shaded by their score; hover to read it.</div>"
         line = views.words_view(
             question.words, asked, scores, label="Words of the prompt and the earlier answer"
         )
@@ -329,10 +334,13 @@ def _title(found: Attribution, settings: Settings, layer: int | None) -> str:
     where = "whole result" if layer is None else f"layer {layer}"
     if layer is None and settings.layer is not None:
         where = "whole result (it has no layers)"
-    kind = found.target.kind
-    if found.target.against:
-        kind = f"contrast with “{found.target.against}”"
-    return f"{found.recipe} of “{found.word.strip()}”, {kind}, {where}"
+    recipe = find_recipe(found.recipe)
+    told = f", {found.target.kind}"
+    if isinstance(recipe, TraceRecipe) and not recipe.gradients:
+        told = ""  # it looks at where the word is predicted, whatever is asked of it
+    elif found.target.against:
+        told = f", contrast with “{found.target.against}”"
+    return f"{found.recipe} of “{found.word.strip()}”{told}, {where}"
 
 
 def _scale_told(settings: Settings, layer: int | None) -> str:
