@@ -40,7 +40,7 @@ class AnswerAttention:
         to_images: To the tokens of each image (I), or to its patches.
         to_question: To the prompt's words; in an encoder–decoder, to the encoder's.
         to_answer: To the answer's earlier tokens.
-        mean: The rows themselves, mean over all heads of the layers that see images.
+        mean: The rows themselves, mean over all heads of the layers that have the keys of :attr:`mean_layer`.
         keys: What the keys of each layer are.
     """
 
@@ -75,8 +75,8 @@ class AnswerAttention:
 
     @property
     def mean_layer(self) -> int:
-        """A layer whose keys :attr:`mean` has."""
-        return next(n for n, keys in enumerate(self.keys) if keys.sees)
+        """The first layer that sees images, or else the first one: :attr:`mean` is over all with the same keys."""
+        return _leading(self.keys)
 
     def on_grids(
         self, layer: int, rows: Float[Tensor, "*K N"], image: int = 0
@@ -160,9 +160,11 @@ def answer_attention(trace: Trace) -> AnswerAttention:
         images.append(torch.stack(seen) if seen else rows.new_zeros(0, *rows.shape[:2]))
         words.append(_paid(rows, keys.at(question)))
         answer.append(_paid(rows, keys.at(earlier)))
-        means += [rows.mean(0)] * keys.sees
+        means.append(rows.mean(0))
         kinds.append(keys)
-    mean = torch.stack(means).mean(0)
+    leading = kinds[_leading(kinds)]
+    alike = [mean for mean, keys in zip(means, kinds, strict=True) if keys == leading]
+    mean = torch.stack(alike).mean(0)
     return AnswerAttention(
         sites, _stacked(images, dim=1), _stacked(words), _stacked(answer), mean, tuple(kinds)
     )
@@ -292,6 +294,10 @@ def _sites(trace: Trace) -> tuple[str, ...]:
             "the trace holds no attention of the language model: record with Capture(towers=('language', ...))"
         )
     return sites
+
+
+def _leading(kinds: Sequence[Keys]) -> int:
+    return next((n for n, keys in enumerate(kinds) if keys.sees), 0)
 
 
 def _all_keys(trace: Trace) -> Iterator[Keys]:

@@ -49,6 +49,8 @@ class Keys:
             layout: Of the sequence.
             crossing: What :func:`crosses_to_images` says.
         """
+        if not call.cross and call.keys + layout.encoder_length != layout.length:
+            return cls(layout, call.keys, None, False, False)  # own and encoder's tokens in one
         if not call.cross:
             return cls(
                 layout,

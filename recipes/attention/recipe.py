@@ -14,6 +14,7 @@ from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError, TraceError
 from lvlm_probe.recipe import Context, Reducer
+from lvlm_probe.recipes.attention.keys import Keys, crosses_to_images
 
 __all__ = ["ATTENTION", "ROLLOUT", "rollout"]
 
@@ -46,7 +47,11 @@ def rollout(attentions: Sequence[Float[Tensor, "H N N"]]) -> Float[Tensor, "N N"
 
 
 class _Attention:
-    """The predicting position's row of attention in each layer."""
+    """The predicting position's row of attention in each layer.
+
+    Where a layer attends to its own tokens and across to an encoder's, the row is the mean of both. Where some layers attend
+    across to the image's patches, those have scores of patches, and the others of tokens.
+    """
 
     towers = ("language",)
 
@@ -64,33 +69,56 @@ class _Attention:
                 f"layer {layer} is out of range: there are {depth}, from 0; or 'mean' for all"
             )
         self.context, self.layer, self.heads = context, layer, heads
-        self.rows = torch.zeros(depth, context.layout.length)
+        layout = context.layout
+        self.crossing = crosses_to_images(context.sites, layout)
+        self.rows = torch.zeros(depth, layout.length)
+        self.patches = torch.zeros(depth, layout.patch_count if self.crossing else 0)
+        self.calls = torch.zeros(depth, 1)
 
     def feed(self, call: AttentionCall) -> None:
         """Take one layer's call.
 
         Raises:
-            RecipeError: If a head is out of range.
+            RecipeError: If a head is out of range, or keys are neither positions nor patches.
         """
         if self.heads is not None and any(not 0 <= head < call.heads for head in self.heads):
             raise RecipeError(
                 f"heads {list(self.heads)} are out of range: {call.site} has {call.heads}, from 0"
             )
-        row = torch.tensor(list(self.context.positions), device=call.query.device)
+        context = self.context
+        before = context.layout.encoder_length
+        row = torch.tensor(list(context.positions), device=call.query.device) - before
         heads = None if self.heads is None else torch.tensor(self.heads)
-        self.rows[call.layer] = call.weights(row, heads).mean((0, 1)).cpu()
+        paid = call.weights(row, heads).mean((0, 1)).cpu()
+        keys = Keys.of(call, context.layout, crossing=self.crossing)
+        if keys.first is not None:
+            self.rows[call.layer, keys.first : keys.first + keys.count] += paid
+        elif keys.patches:
+            self.patches[call.layer] += paid
+        else:
+            raise RecipeError(
+                f"{call.site} attends to {call.keys} features that are neither positions of the sequence nor patches: "
+                "attention cannot be laid on words or image"
+            )
+        self.calls[call.layer] += 1
 
     def result(self) -> Attribution:
         """The explanation."""
-        chosen = self.rows.mean(0) if isinstance(self.layer, str) else self.rows[self.layer]
-        context = self.context
+        context, calls = self.context, self.calls.clamp(min=1)
+        rows, patches = self.rows / calls, self.patches / calls
+
+        def chosen(scores: Float[Tensor, "L N"]) -> Float[Tensor, " N"]:
+            return scores.mean(0) if isinstance(self.layer, str) else scores[self.layer]
+
         return Attribution(
             recipe=ATTENTION.name,
             target=context.target,
-            tokens=chosen,
+            tokens=chosen(rows),
             layout=context.layout,
             words=context.words,
-            layers=self.rows,
+            patches=chosen(patches) if self.crossing else None,
+            layers=rows,
+            layer_patches=patches if self.crossing else None,
             images=context.images,
             meta=context.meta,
         )
@@ -204,14 +232,20 @@ class Rollout:
             vision: Go on through the vision encoder; by default where it was captured.
 
         Raises:
-            RecipeError: If the encoder is asked for and was not captured.
+            RecipeError: If the encoder is asked for and was not captured, or the language model attends across.
         """
         # Rollout is defined along one stream of tokens: it stops where queries gather an image.
-        captured = "vision" in context.depth and not context.layout.has_queries
+        layout = context.layout
+        if layout.encoder_length or crosses_to_images(context.sites, layout):
+            raise RecipeError(
+                "rollout follows one stream of tokens, and this language model attends across to another"
+            )
+        placed = bool(layout.images) and all(span.patches for span in layout.images)
+        captured = "vision" in context.depth and placed and not layout.has_queries
         if vision and not captured:
             raise RecipeError(
-                "rollout cannot go on into the vision encoder, whose attention was not captured: "
-                "capture towers=('vision', 'language'), or set vision=False"
+                "rollout cannot go on into the vision encoder, whose attention was not captured or whose patches are not "
+                "known: capture towers=('vision', 'language'), or set vision=False"
             )
         return _Rollout(context, vision=captured if vision is None else vision)
 
