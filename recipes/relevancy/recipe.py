@@ -58,8 +58,6 @@ class Relevancy:
             RecipeError: If the encoder is asked for and was not captured, a layer is out of range, or cached rows are
                 asked for a target that is not one of the answer's own tokens.
         """
-        if vision not in (None, True, False, "alone"):
-            raise RecipeError(f"vision={vision!r} is unknown: choose True, False or 'alone'")
         if vision == "alone":
             return Encoder(context, layers=layers, normalize=normalize)
         depth = context.depth.get("language", 0)
