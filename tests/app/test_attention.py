@@ -17,7 +17,6 @@ from browsing import needs_browser
 from playwright.sync_api import Page, expect
 
 import lvlm_probe as lp
-from lvlm_probe.app.desk import Desk
 from lvlm_probe.app.service import Question, Service
 from lvlm_probe.app.session import Asked, Session
 from lvlm_probe.app.tabs import attention, relevancy
@@ -158,11 +157,11 @@ def event(*found: Any) -> gr.EventData:
 
 @pytest.fixture(scope="module")
 def tabs() -> tuple[attention.AttentionTab, relevancy.RelevancyTab]:
-    """On a page that is not served."""
-    service = Service(None)
-    with gr.Blocks():
-        desk = Desk(service)
-    return attention.AttentionTab(desk), relevancy.RelevancyTab(desk)
+    """The handlers, without components: a page that is never served leaves event loops open."""
+    looking = object.__new__(attention.AttentionTab)
+    relevant = object.__new__(relevancy.RelevancyTab)
+    looking.service = relevant.service = Service(None)
+    return looking, relevant
 
 
 @pytest.mark.filterwarnings("ignore::lvlm_probe.errors.UnmappedImageWarning")
