@@ -27,7 +27,7 @@ __all__ = ["build"]
 
 NAME = "relevancy"
 PARTS = {
-    "language model and vision encoder": None,
+    "both parts": None,
     "language model alone": False,
     "vision encoder alone": "alone",
 }
