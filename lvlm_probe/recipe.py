@@ -33,6 +33,7 @@ __all__ = [
     "TraceRecipe",
     "available_recipes",
     "find_recipe",
+    "options_of",
 ]
 
 GROUP = "lvlm_probe.recipes"
@@ -207,6 +208,16 @@ def find_recipe(name: str, needs: Literal["trace", "case"] = "case") -> TraceRec
     return known[name]
 
 
+def options_of(recipe: TraceRecipe | CaseRecipe) -> list[str]:
+    """Names of a recipe's options, in their order."""
+    return _options(recipe.begin if isinstance(recipe, TraceRecipe) else recipe.explain)
+
+
+def _options(function: Any) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+
 def begin(recipe: TraceRecipe, context: Context, options: Mapping[str, Any]) -> Reducer:
     """Start a reducer, after a check of its options' names.
 
@@ -223,8 +234,7 @@ def check_options(name: str, function: Any, options: Iterable[str]) -> None:
     Raises:
         RecipeError: If one is not; the message lists those that are.
     """
-    parameters = inspect.signature(function).parameters.values()
-    taken = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    taken = _options(function)
     unknown = [option for option in options if option not in taken]
     if unknown:
         raise RecipeError(

@@ -156,6 +156,23 @@ class Target:
             )
         return replace(self, index=first)
 
+    def widened(self, answer: Sequence[str]) -> Target:
+        """The same target, its run of tokens made longer until it cuts no word.
+
+        Args:
+            answer: The answer's tokens.
+
+        Raises:
+            TargetError: If the answer has no such token or word.
+        """
+        own = self.within(answer)
+        first, last = own.index, own._last
+        while first > 0 and _joined(answer[first - 1], answer[first]):
+            first -= 1
+        while last + 1 < len(answer) and _joined(answer[last], answer[last + 1]):
+            last += 1
+        return replace(own, index=first, count=last - first + 1)
+
     def _found(self, answer: Sequence[str], described: str) -> Target:
         assert self.word is not None
         place = re.search(rf"(?<!\w){re.escape(self.word.strip())}(?!\w)", "".join(answer))
@@ -228,3 +245,8 @@ class Target:
             against=data.get("against"),
             word=data.get("word"),
         )
+
+
+def _joined(left: str, right: str) -> bool:
+    """Whether a word goes on from one token's text to the next one's."""
+    return re.search(r"\w$", left) is not None and re.match(r"\w", right) is not None

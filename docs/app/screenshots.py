@@ -5,17 +5,10 @@ Serves the demo model, does in each tab what a person would, and takes a picture
 
 from __future__ import annotations
 
-import re
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import expect
 
-import lvlm_probe as lp
-from lvlm_probe.app import serve
-from lvlm_probe.app.service import Service
 from lvlm_probe.demo.examples import load_examples
 
 HERE = Path(__file__).parent

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.errors import RecipeError
 from lvlm_probe.recipe import Context, Reducer
 from lvlm_probe.recipes.relevancy.carry import Carrier, Options
+from lvlm_probe.recipes.relevancy.encoder import Encoder
 from lvlm_probe.recipes.relevancy.push import sweep
 from lvlm_probe.recipes.relevancy.route import find_route, reaches_patches
 
@@ -28,7 +30,7 @@ class Relevancy:
         self,
         context: Context,
         *,
-        vision: bool | None = None,
+        vision: bool | Literal["alone"] | None = None,
         layers: bool = True,
         heads: bool = False,
         normalize: bool = False,
@@ -39,7 +41,9 @@ class Relevancy:
 
         Args:
             context: Of the sequence.
-            vision: Go on through the vision encoder, to its patches; by default where it was captured.
+            vision: Go on through the vision encoder, to its patches; by default where it was captured. ``"alone"``: the
+                encoder's part by itself, from rows that start even over all patches; of the other options only
+                ``layers`` and ``normalize`` hold there.
             layers: Keep the row after each layer too.
             heads: Keep what the explained row gained from each head of each language layer, ``[L, H, N]``; over
                 heads and layers these add up to the row.
@@ -54,6 +58,8 @@ class Relevancy:
             RecipeError: If the encoder is asked for and was not captured, a layer is out of range, or cached rows are
                 asked for a target that is not one of the answer's own tokens.
         """
+        if vision == "alone":
+            return Encoder(context, layers=layers, normalize=normalize)
         depth = context.depth.get("language", 0)
         if depth == 0:
             raise RecipeError(
@@ -98,7 +104,9 @@ class Relevancy:
         )
         return Carrier(context, options)
 
-    def feed_together(self, reducers: Sequence[Carrier], calls: Sequence[AttentionCall]) -> None:
+    def feed_together(
+        self, reducers: Sequence[Carrier | Encoder], calls: Sequence[AttentionCall]
+    ) -> None:
         """Give each reducer its call: one and the same, with its own target's gradient; weights are made once."""
         pushes = [reducer.begin(call) for reducer, call in zip(reducers, calls, strict=True)]
         moved = [push for push in pushes if push is not None]

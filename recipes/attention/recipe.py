@@ -1,4 +1,4 @@
-"""Raw attention, as it stands and rolled out over layers. No gradient, so no claim about what caused the answer."""
+"""The recipes: one position's attention as it stands, and rolled out over layers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,9 @@ from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.errors import CaptureError, RecipeError, TraceError
 from lvlm_probe.recipe import Context, Reducer
-from lvlm_probe.trace import Trace
+from lvlm_probe.recipes.attention.keys import Keys, crosses_to_images
 
-__all__ = [
-    "ATTENTION",
-    "ROLLOUT",
-    "answer_to_image",
-    "answer_to_question",
-    "image_to_answer",
-    "rank_heads",
-    "rollout",
-]
+__all__ = ["ATTENTION", "ROLLOUT", "rollout"]
 
 
 def rollout(attentions: Sequence[Float[Tensor, "H N N"]]) -> Float[Tensor, "N N"]:
@@ -54,94 +46,12 @@ def rollout(attentions: Sequence[Float[Tensor, "H N N"]]) -> Float[Tensor, "N N"
     return rolled
 
 
-def answer_to_image(
-    trace: Trace, image: int = 0, tokens: Sequence[int] | None = None
-) -> Float[Tensor, "L H R C"]:
-    """How much answer tokens attend to each patch, for every language layer and head.
-
-    Args:
-        trace: With the language model's attention.
-        image: Index.
-        tokens: Indices of answer tokens, whose mean is taken; all by default. Each is looked at where it is
-            predicted, one position before its own.
-
-    Raises:
-        TraceError: If a token is out of range, or the image was cut into tiles.
-    """
-    span = trace.layout.image(image)
-    if len(span.tokens) != 1:
-        raise TraceError(
-            f"image {image} was cut into {len(span.tokens)} tiles, which share no one grid"
-        )
-    grid = span.tokens[0]
-    rows = _predicting(trace, tokens)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., grid.positions]
-            .mean(1)
-            .unflatten(-1, (grid.rows, grid.columns))
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def image_to_answer(trace: Trace, patches: Sequence[int], image: int = 0) -> Float[Tensor, "L H A"]:
-    """How much each answer token attends to chosen patches, for every language layer and head.
-
-    Args:
-        trace: With the language model's attention.
-        patches: Indices into the image's visual tokens, row by row; their attention is added up.
-        image: Index.
-
-    Raises:
-        TraceError: If a patch is out of range.
-    """
-    positions = trace.layout.image(image).positions
-    wrong = [patch for patch in patches if not 0 <= patch < len(positions)]
-    if wrong or not patches:
-        raise TraceError(
-            f"patches {list(patches)} are out of range: image {image} has {len(positions)}, from 0"
-        )
-    chosen = [positions[patch] for patch in patches]
-    rows = _predicting(trace, None)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., chosen].sum(-1)
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def answer_to_question(trace: Trace) -> Float[Tensor, "L H"]:
-    """Mean over the answer's tokens of their attention to the prompt's words, for every layer and head."""
-    question = [p for p in trace.layout.text_positions if p < trace.layout.answer_start]
-    rows = _predicting(trace, None)
-    return torch.stack(
-        [
-            trace.attention("language", layer, rows)[..., question].sum(-1).mean(-1)
-            for layer in range(trace.depth("language"))
-        ]
-    )
-
-
-def rank_heads(trace: Trace, image: int = 0) -> list[tuple[int, int, float]]:
-    """(layer, head, mean attention of the answer to the image), the most attentive head first."""
-    totals = answer_to_image(trace, image).sum((-1, -2))
-    heads = totals.shape[1]
-    order = totals.flatten().argsort(descending=True, stable=True).tolist()
-    return [(i // heads, i % heads, float(totals.flatten()[i])) for i in order]
-
-
-def _predicting(trace: Trace, tokens: Sequence[int] | None) -> list[int]:
-    count = len(trace.answer_tokens)
-    chosen = list(range(count)) if tokens is None else list(tokens)
-    if not chosen or any(not 0 <= token < count for token in chosen):
-        raise TraceError(f"answer tokens {chosen} are out of range: the answer has {count}, from 0")
-    return [trace.layout.answer_start + token - 1 for token in chosen]
-
-
 class _Attention:
-    """The predicting position's row of attention in each layer."""
+    """The predicting position's row of attention in each layer.
+
+    Where a layer attends to its own tokens and across to an encoder's, the row is the mean of both. Where some layers attend
+    across to the image's patches, those have scores of patches, and the others of tokens.
+    """
 
     towers = ("language",)
 
@@ -159,57 +69,65 @@ class _Attention:
                 f"layer {layer} is out of range: there are {depth}, from 0; or 'mean' for all"
             )
         self.context, self.layer, self.heads = context, layer, heads
-        self.rows = torch.zeros(depth, context.layout.length)
-        self.across = torch.zeros(depth, context.layout.patch_count)
-        self.seen: set[int] = set()  # layers that attend among the words
-        self.crossed: set[int] = set()
+        layout = context.layout
+        self.crossing = crosses_to_images(context.sites, layout)
+        self.rows = torch.zeros(depth, layout.length)
+        self.patches = torch.zeros(depth, layout.patch_count if self.crossing else 0)
+        self.calls = torch.zeros(depth, 1)
+        # Layers that attend across only see no words, and others no patches: the mean is over those that do.
+        self.sees_words, self.sees_patches = set[int](), set[int]()
 
     def feed(self, call: AttentionCall) -> None:
         """Take one layer's call.
 
         Raises:
-            RecipeError: If a head is out of range.
+            RecipeError: If a head is out of range, or keys are neither positions nor patches.
         """
         if self.heads is not None and any(not 0 <= head < call.heads for head in self.heads):
             raise RecipeError(
                 f"heads {list(self.heads)} are out of range: {call.site} has {call.heads}, from 0"
             )
-        first = self.context.layout.encoder_length
-        row = torch.tensor([p - first for p in self.context.positions], device=call.query.device)
+        context = self.context
+        before = context.layout.encoder_length
+        row = torch.tensor(list(context.positions), device=call.query.device) - before
         heads = None if self.heads is None else torch.tensor(self.heads)
-        weights = call.weights(row, heads).mean((0, 1)).cpu()
-        if call.cross and not first:
-            # Keys of another number are a resampler's, which show no place.
-            if len(weights) == self.across.shape[1]:
-                self.across[call.layer] = weights
-                self.crossed.add(call.layer)
-            return
-        start = 0 if call.cross else first
-        self.rows[call.layer, start : start + len(weights)] = weights
-        self.seen.add(call.layer)
+        paid = call.weights(row, heads).mean((0, 1)).cpu()
+        keys = Keys.of(call, context.layout, crossing=self.crossing)
+        if keys.first is not None:
+            self.rows[call.layer, keys.first : keys.first + keys.count] += paid
+            self.sees_words.add(call.layer)
+        elif keys.patches:
+            self.patches[call.layer] += paid
+            self.sees_patches.add(call.layer)
+        else:
+            raise RecipeError(
+                f"{call.site} attends to {call.keys} features that are neither positions of the sequence nor patches: "
+                "attention cannot be laid on words or image"
+            )
+        self.calls[call.layer] += 1
 
     def result(self) -> Attribution:
         """The explanation."""
-        context = self.context
-        patches = self._chosen(self.across, self.crossed) if self.crossed else None
+        context, calls = self.context, self.calls.clamp(min=1)
+        rows, patches = self.rows / calls, self.patches / calls
+
+        def chosen(scores: Float[Tensor, "L N"], seeing: set[int]) -> Float[Tensor, " N"]:
+            if isinstance(self.layer, str):
+                return scores.sum(0) / max(1, len(seeing))
+            return scores[self.layer]
+
         return Attribution(
             recipe=ATTENTION.name,
             target=context.target,
-            tokens=self._chosen(self.rows, self.seen),
+            tokens=chosen(rows, self.sees_words),
             layout=context.layout,
             words=context.words,
-            patches=patches,
-            layers=self.rows,
-            layer_patches=None if patches is None else self.across,
+            patches=chosen(patches, self.sees_patches) if self.crossing else None,
+            layers=rows,
+            layer_patches=patches if self.crossing else None,
             images=context.images,
             meta=context.meta,
         )
-
-    def _chosen(self, rows: Float[Tensor, "L K"], layers: set[int]) -> Float[Tensor, " K"]:
-        """One layer's row, or the mean of those that have one."""
-        if not isinstance(self.layer, str):
-            return rows[self.layer]
-        return rows[sorted(layers)].mean(0) if layers else rows.mean(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +146,7 @@ class Attention:
         layer: int | Literal["mean"] = "mean",
         heads: Sequence[int] | None = None,
     ) -> Reducer:
-        """Look at one position's attention; where words attend across to patches, at that, too.
+        """Look at one position's attention.
 
         Args:
             context: Of the sequence.
@@ -320,19 +238,21 @@ class Rollout:
             vision: Go on through the vision encoder; by default where it was captured.
 
         Raises:
-            RecipeError: If the encoder is asked for and was not captured, or words attend across to another tower.
+            RecipeError: If the encoder is asked for and was not captured, or the language model attends across.
         """
-        if any(s.startswith("language.") and s.endswith(".cross_attention") for s in context.sites):
+        # Rollout is defined along one stream of tokens: it stops where queries gather an image.
+        layout = context.layout
+        if layout.encoder_length or crosses_to_images(context.sites, layout):
             raise RecipeError(
-                "rollout is defined along one stream of tokens, and words attend across to another one here: "
-                "take recipe 'relevancy'"
+                "rollout is defined along one stream of tokens, and this language model attends across to another: take "
+                "recipe 'relevancy'"
             )
-        # For the same reason it stops where queries gather an image.
-        captured = "vision" in context.depth and not context.layout.has_queries
+        placed = bool(layout.images) and all(span.patches for span in layout.images)
+        captured = "vision" in context.depth and placed and not layout.has_queries
         if vision and not captured:
             raise RecipeError(
-                "rollout cannot go on into the vision encoder, whose attention was not captured: "
-                "capture towers=('vision', 'language'), or set vision=False"
+                "rollout cannot go on into the vision encoder, whose attention was not captured or whose patches are not "
+                "known: capture towers=('vision', 'language'), or set vision=False"
             )
         return _Rollout(context, vision=captured if vision is None else vision)
 
