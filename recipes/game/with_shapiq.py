@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -103,17 +104,19 @@ def shapiq_interactions(
     _check(approximator, evaluations, repeats, count)
     counted = Counted(game)
     make = _approximator(approximator)
+    pairs = list(combinations(range(count), 2))
     runs: list[NDArray[Any]] = []
     for run in range(repeats):
         found = make(n=count, max_order=2, index="SII", random_state=seed + run).approximate(
             budget=_each(evaluations, repeats, count), game=_asking(counted)
         )
-        square = np.zeros((count, count))
-        for i in range(count):
-            for j in range(i):
-                square[i, j] = square[j, i] = found[(j, i)]
-        runs.append(square)
-    values, errors, freedom = from_samples(torch.from_numpy(np.stack(runs)).double())
+        runs.append(np.array([found[pair] for pair in pairs]))
+    mean, error, freedom = from_samples(torch.from_numpy(np.stack(runs)).double())
+    values = torch.zeros(count, count, dtype=torch.float64)
+    errors = values.clone()
+    for (i, j), value, doubt in zip(pairs, mean, error, strict=True):
+        values[i, j] = values[j, i] = value
+        errors[i, j] = errors[j, i] = doubt
     return Interactions(values, errors, freedom, counted.count, names_of(game))
 
 
