@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = ["GameRecipe", "Play", "Progress", "Solution"]
 Progress = Callable[[int, int], None]
 
 
+@runtime_checkable
 class Play(Protocol):
     """Makes the game that a recipe's options describe."""
 

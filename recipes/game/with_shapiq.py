@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,12 @@ from lvlm_probe.recipes.game.sampling import Interactions
 
 __all__ = ["APPROXIMATORS", "INTERACTION_APPROXIMATORS", "shapiq_interactions", "through_shapiq"]
 
-APPROXIMATORS = (
-    "KernelSHAP", "UnbiasedKernelSHAP", "SVARM", "PermutationSamplingSV", "OwenSamplingSV", "StratifiedSamplingSV",
-    "kADDSHAP",
-)  # fmt: skip
+APPROXIMATORS = ("KernelSHAP", "UnbiasedKernelSHAP", "SVARM", "PermutationSamplingSV")
+"""Those whose scatter over runs tells their error; shapiq's others (Owen and stratified sampling, kADD-SHAP) share a bias
+among runs that is larger than it."""
+
 INTERACTION_APPROXIMATORS = ("SVARMIQ", "KernelSHAPIQ", "SHAPIQ", "PermutationSamplingSII")
+"""Checked in the same way."""
 
 
 def through_shapiq(
@@ -51,7 +53,7 @@ def through_shapiq(
 
     Raises:
         MissingExtraError: If shapiq is not installed.
-        RecipeError: If there is no such approximator, or a run would have fewer evaluations than three times the players.
+        RecipeError: If there is no such approximator, or too few evaluations.
     """
     if approximator not in APPROXIMATORS:
         raise RecipeError(
@@ -138,7 +140,11 @@ def _check(name: str, evaluations: int, repeats: int, players: int) -> None:
         raise RecipeError(
             f"{repeats} run of {name} tells no standard error: let there be two at least"
         )
-    enough(f"{repeats} runs of {name}", evaluations, repeats * (3 * players + 2), players)
+    least = 3 * players + 2
+    if name == "SVARM":
+        # Every player with and without coalitions of every size once: strata left empty would count as zero.
+        least = ceil(2 * players * (1 + sum(1 / size for size in range(1, players + 1)))) + 2
+    enough(f"{repeats} runs of {name}", evaluations, repeats * least, players)
 
 
 def _approximator(name: str) -> Any:
