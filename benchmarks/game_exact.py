@@ -23,7 +23,6 @@ Estimator = Callable[[g.Worths, int, int], g.Estimate]
 COVERED = (
     11  # stream of questions; intervals were made on streams 2 and 7, before this one was looked at
 )
-PLENTY = 8
 
 ESTIMATORS: dict[str, Estimator] = {
     "permutation": g.permutation,
@@ -69,12 +68,12 @@ def tables(count: int, kept: Rows, seed: int) -> list[Tabled]:
 
 def coverage(count: int, kept: Rows, evaluations: int = 400) -> dict[str, Any]:
     """How often exact values lie in the intervals, ``count`` runs a question."""
-    games = tables(PLENTY, kept, COVERED)
+    games = tables(QUESTIONS, kept, COVERED)
     rows: list[dict[str, Any]] = []
     for name, estimator in track(ESTIMATORS.items(), "estimators", console=console):
-        runs = -(-count // PLENTY) if name == "surrogate" else count
-        inside = torch.zeros(PLENTY, runs, SUPERPIXELS)
-        together = torch.zeros(PLENTY, runs)
+        runs = -(-count // QUESTIONS) if name == "surrogate" else count
+        inside = torch.zeros(QUESTIONS, runs, SUPERPIXELS)
+        together = torch.zeros(QUESTIONS, runs)
         errors: list[float] = []
         for number, game in enumerate(games):
             values = game.table.values

@@ -15,7 +15,7 @@ from lvlm_probe.recipes import game as g
 
 __all__ = ["pairs", "pairs_pixels"]
 
-FEW = 9
+FEW = 8
 REMOVALS = ("knockout", "mean", "impute")
 
 

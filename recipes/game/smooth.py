@@ -28,6 +28,7 @@ __all__ = ["contiguous", "smooth"]
 
 _LENGTHS = (0.01, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0)
 _APART = (0.0, 0.2)  # share of each value's variance that its neighbours know nothing of
+_LIGHT = 1e-6  # a prior of less weight than this has no part in the errors
 _NOISES = (1e-9, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -163,12 +164,15 @@ def _distances(count: int, centres: Mapping[int, tuple[int, float, float]]) -> F
 
 
 class _Fit(NamedTuple):
-    """The fit under one prior.
+    """The fit under one prior, in the directions in which the data's square is diagonal.
 
     Attributes:
         evidence: Logarithm of the marginal likelihood, up to a constant.
         mean: Of the values.
-        parts: What the noise of each row adds to the values' errors, [K n]; leverage accounted for (HC3).
+        turned: The directions, in values, [n n].
+        sides: The rows along them, [M n].
+        total: What data and prior weigh together along each.
+        rest: What is left of each row; leverage accounted for (HC3).
         bias: Variance of what the prior pulls the values by, as far as it is right about them.
         used: Degrees of freedom that the fit takes.
         prior: Length, share apart, noise.
@@ -176,10 +180,17 @@ class _Fit(NamedTuple):
 
     evidence: Tensor
     mean: Tensor
-    parts: Tensor
+    turned: Tensor
+    sides: Tensor
+    total: Tensor
+    rest: Tensor
     bias: Tensor
     used: float
     prior: tuple[float, float, float]
+
+    def parts(self) -> Float[Tensor, "M n"]:
+        """What the noise of each row adds to the values' errors."""
+        return (self.rest[:, None] * self.sides / self.total) @ self.turned.T
 
 
 def _posterior(
@@ -203,7 +214,9 @@ def _posterior(
     mean = torch.tensor(weights, dtype=torch.float64) @ means
     variance, freedom = torch.zeros(count, dtype=torch.float64), 0.0
     for weight, fit in zip(weights, fits, strict=True):
-        parts = fit.parts.view(-1, draws, count).sum(0)
+        if weight < _LIGHT:
+            continue
+        parts = fit.parts().view(-1, draws, count).sum(0)
         noise, free = from_parts(parts, max(1.0, draws - fit.used))
         variance += weight * (noise**2 + fit.bias + (fit.mean - mean) ** 2)
         freedom += weight * free
@@ -234,7 +247,10 @@ def _under(
         yield _Fit(
             evidence,
             turned @ (along / total),
-            (rest[:, None] * sides / total) @ turned.T,
+            turned,
+            sides,
+            total,
+            rest,
             scale * ((turned * (level / total)) ** 2).sum(1),
             float(leverage.sum()),
             (*shape, noise),

@@ -28,8 +28,8 @@ APPROXIMATORS = ("KernelSHAP", "UnbiasedKernelSHAP", "SVARM", "PermutationSampli
 """Those whose scatter over runs tells their error; shapiq's others (Owen and stratified sampling, kADD-SHAP) share a bias
 among runs that is larger than it."""
 
-INTERACTION_APPROXIMATORS = ("SVARMIQ", "KernelSHAPIQ", "SHAPIQ", "PermutationSamplingSII")
-"""Checked in the same way."""
+INTERACTION_APPROXIMATORS = ("SVARMIQ", "KernelSHAPIQ", "SHAPIQ")
+"""Chosen in the same way."""
 
 
 def through_shapiq(
