@@ -62,7 +62,7 @@ def main() -> None:
 
         files = {name: options.folder / f"game-{name}.json" for name in PARTS}
         found = {name: json.loads(f.read_text("utf-8")) for name, f in files.items() if f.exists()}
-        for name in ("paper", "pairs", "pairs-pixels", "methods"):
+        for name in ("coverage", "paper", "pairs", "pairs-pixels", "methods"):
             rows = Rows(options.folder / f"{name}.jsonl")
             if name not in found and rows.questions:
                 found[name] = {**rows.told(), **facts()}

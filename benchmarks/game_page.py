@@ -94,13 +94,14 @@ def _speed(part: Part, _: Mean) -> list[str]:
 
 
 def _coverage(part: Part, _: Mean) -> list[str]:
+    questions, evaluations = (part["rows"][0][what] for what in ("questions", "evaluations"))
     return [
         "## Do the intervals hold?",
         "",
-        f"Exact values of 12 superpixels ({part['questions']} questions, every one of the 4,096 coalitions; none was looked at "
-        f"while the intervals were made) against estimates from {part['evaluations']} evaluations at most. *Each*: share of "
+        f"Exact values of 12 superpixels ({questions} questions, every one of the 4,096 coalitions; none was looked at "
+        f"while the intervals were made) against estimates from {evaluations} evaluations at most. *Each*: share of "
         "values inside their 95 % interval, and its interval over questions; *worst*: the same for the one value of the "
-        f"{12 * part['questions']} that does worst (true intervals would show about 0.90 there with 100 runs, 0.7 with 13); "
+        f"{12 * questions} that does worst (true intervals would show about 0.90 there with 100 runs, 0.7 with 13); "
         "*below 0.9*: how many of them do; *all at once*: share of runs in which all twelve lie in `interval(together=True)`. "
         "`banzhaf` is held to exact Banzhaf values.",
         "",
