@@ -1,10 +1,10 @@
 """The cooperative game of patches: how right its estimators are, what they cost, and what they are good for.
 
-    python benchmarks/game.py speed | coverage | budget | paper | pairs | pairs-pixels | methods [--count N] [--json FILE]
+    python benchmarks/game.py speed | coverage | budget | areas | paper | pairs | pairs-pixels | methods [--count N] [--json FILE]
     python benchmarks/game.py page FOLDER
 
 *speed*: coalitions a second, against running the whole model anew for each. *coverage*: how often exact Shapley values
-of 12 superpixels lie in the estimators' intervals. *budget*: evaluations and seconds to a given error there, and to a
+of 12 superpixels lie in the estimators' intervals. *budget*: evaluations and seconds to a given error there; *areas*: to a
 given ROAD area on 144 cells. *paper*: the published recipe (700 coalitions, surrogate) against ours with a fifth of the
 evaluations. *pairs*: image–word interactions; *pairs-pixels*: the same with objects taken away at the pixels. *methods*:
 ROAD, insertion and deletion of many recipes.
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from facts import facts
 from game_common import Rows, interval
-from game_exact import budget, coverage
+from game_exact import areas, budget, coverage
 from game_maps import methods, paper
 from game_pairs import pairs, pairs_pixels
 from game_speed import speed
@@ -35,6 +35,7 @@ PARTS: dict[str, tuple[Callable[[int, Rows], dict[str, Any]], int]] = {
     "speed": (speed, 512),
     "coverage": (coverage, 100),
     "budget": (budget, 4),
+    "areas": (areas, 8),
     "paper": (paper, 50),
     "pairs": (pairs, 50),
     "pairs-pixels": (pairs_pixels, 15),
@@ -62,7 +63,7 @@ def main() -> None:
 
         files = {name: options.folder / f"game-{name}.json" for name in PARTS}
         found = {name: json.loads(f.read_text("utf-8")) for name, f in files.items() if f.exists()}
-        for name in ("coverage", "paper", "pairs", "pairs-pixels", "methods"):
+        for name in ("coverage", "areas", "paper", "pairs", "pairs-pixels", "methods"):
             rows = Rows(options.folder / f"{name}.jsonl")
             if name not in found and rows.questions:
                 found[name] = {**rows.told(), **facts()}

@@ -19,6 +19,7 @@ def page(parts: Mapping[str, Part], mean: Mean) -> str:
         "speed": _speed,
         "coverage": _coverage,
         "budget": _budget,
+        "areas": _areas,
         "paper": _paper,
         "pairs": _pairs,
         "pairs-pixels": _pairs_pixels,
@@ -123,7 +124,7 @@ def _coverage(part: Part, _: Mean) -> list[str]:
     ]  # fmt: skip
 
 
-def _budget(part: Part, mean: Mean) -> list[str]:
+def _budget(part: Part, _: Mean) -> list[str]:
     return [
         "## Evaluations to an error",
         "",
@@ -143,15 +144,13 @@ def _budget(part: Part, mean: Mean) -> list[str]:
                 for row in part["rows"]
             ],
         ),
-        "",
-        *_areas(part, mean),
     ]
 
 
 def _areas(part: Part, mean: Mean) -> list[str]:
     """What a ROAD area takes at 144 players."""
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
-    for row in part["cells"]:
+    for row in part["rows"]:
         found.setdefault((row["estimator"], row["budget"]), []).append(row)
     means = {
         key: {what: mean([row[what] for row in rows])[0] for what in ("morf", "evaluations", "seconds")}
@@ -174,10 +173,10 @@ def _areas(part: Part, mean: Mean) -> list[str]:
     return [
         "## Evaluations to a ROAD area",
         "",
-        "144 cells, tokens knocked out, worth the answer's probability. Evaluations and seconds (the model's included, one "
+        f"{part['questions']} questions, 144 cells, tokens knocked out, worth the answer's probability. Evaluations and seconds (the model's included, one "
         "thread of a shared machine) of the smallest budget with which the mean MoRF area over the questions is as low as "
-        "said; below, every budget that was tried. Permutations, KernelSHAP and the Banzhaf fit need more than 570 "
-        "evaluations for 144 players at all.",
+        "said; below, every budget that was tried. Permutations and KernelSHAP need more than 570 evaluations for "
+        "144 players at all.",
         "",
         *_table(("estimator", *head), reached),
         "",
