@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lvlm_probe.ablation.asking import BUDGET, Asker
 from lvlm_probe.ablation.forward import Changed
-from lvlm_probe.ablation.ledger import Ledger, digest
+from lvlm_probe.ablation.kept import Kept, Progress, case_digest
+from lvlm_probe.ablation.ledger import digest
 from lvlm_probe.ablation.places import token_owners
 from lvlm_probe.ablation.players import Players, picture
 from lvlm_probe.ablation.removal import Removal, Remover
@@ -23,8 +23,6 @@ from lvlm_probe.errors import InputError
 from lvlm_probe.probe import Case
 
 __all__ = ["Game"]
-
-Progress = Callable[[int, int], None]
 
 
 class Game:
@@ -43,10 +41,6 @@ class Game:
         cache: A file that keeps the worths; several games may share it.
         budget: Bytes that one batch may take, by estimate.
         progress: Called with coalitions done and coalitions in all, of each request.
-
-    Attributes:
-        asked: Distinct coalitions whose worth was asked for.
-        computed: Those among them for which the model ran; the others were in the cache.
 
     Raises:
         InputError: If a player has nothing that could be taken away.
@@ -69,7 +63,6 @@ class Game:
         self.case, self.players = case, players
         self.removal = Removal.of(removal)
         self.worth = (Worth(worth) if isinstance(worth, str) else worth).within(case)
-        self.progress = progress
         self.owned = self._positions()
         places = [p for held in self.owned for p in held]
         self.asker = Asker(
@@ -87,10 +80,8 @@ class Game:
         )
         self._hides, self._replaces = self._at_positions()
         self.digest = self._digest(layers)
-        self.ledger = None if cache is None else Ledger(Path(cache), self.digest, self.describe())
-        self._worths = {} if self.ledger is None else self.ledger.load()
+        self.kept = Kept(self.asker, self._without, cache, self.digest, self.describe(), progress)
         self._asked: set[bytes] = set()
-        self.computed = 0
 
     def __repr__(self) -> str:
         return f"Game({len(self.players)} players, removal {str(self.removal)!r}, {self.worth.describe()})"
@@ -102,6 +93,11 @@ class Game:
     def asked(self) -> int:
         """Distinct coalitions whose worth was asked for."""
         return len(self._asked)
+
+    @property
+    def computed(self) -> int:
+        """Those among them for which the model ran; the others were in the cache."""
+        return self.kept.computed
 
     @property
     def depth(self) -> int:
@@ -148,10 +144,12 @@ class Game:
         packed = np.packbits(coalitions.cpu().numpy(), axis=1)
         keys = [row.tobytes() for row in packed]
         self._asked.update(keys)
-        fresh = dict.fromkeys(key for key in keys if key not in self._worths)
-        if fresh:
-            self._compute(list(fresh))
-        return torch.from_numpy(np.stack([self._worths[key] for key in keys]))
+        # Coalitions of one size take like time and length, so they go together.
+        distinct = sorted(
+            dict.fromkeys(keys), key=lambda key: int.from_bytes(key, "big").bit_count()
+        )
+        row = {key: number for number, key in enumerate(distinct)}
+        return self.kept(distinct)[[row[key] for key in keys]]
 
     def describe(self) -> dict[str, Any]:
         """What the game is, as plain values."""
@@ -211,35 +209,15 @@ class Game:
         return hides, replaces
 
     def _digest(self, layers: bool) -> str:
-        case = self.case
         facts = {
-            "model": case.probe.provenance,
             "removal": str(self.removal),
             "worth": self.worth.to_json(),
             "layers": layers,
-            "answer_start": case.layout.answer_start,
             "positions": self.players.positions,
             "run": self.asker.describe(),
         }
-        arrays = [tensor.float().cpu().numpy() for _, tensor in sorted(case.inputs.items())]
-        arrays += [np.asarray(one) for one in case.images]
-        arrays += [labels.numpy() for _, labels in sorted(self.players.regions.items())]
-        return digest(facts, arrays)
-
-    def _compute(self, keys: list[bytes]) -> None:
-        # Coalitions of one size take like time and length. The order, and so the batches, are the same after a restart:
-        # what a killed run had finished are the first ones of the same list.
-        keys = sorted(keys, key=lambda key: int.from_bytes(key, "big").bit_count())
-        for start in range(0, len(keys), self.asker.batch):
-            batch = keys[start : start + self.asker.batch]
-            worths = self.asker.ask([self._without(key) for key in batch])[..., 0].numpy()
-            rows = dict(zip(batch, worths, strict=True))
-            if self.ledger is not None:
-                self.ledger.add(rows)
-            self._worths.update(rows)
-            self.computed += len(batch)
-            if self.progress is not None:
-                self.progress(start + len(batch), len(keys))
+        regions = [labels.numpy() for _, labels in sorted(self.players.regions.items())]
+        return case_digest(self.case, facts, regions)
 
     def _without(self, key: bytes) -> Changed:
         bits = np.unpackbits(np.frombuffer(key, dtype=np.uint8), count=len(self))

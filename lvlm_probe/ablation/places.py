@@ -15,6 +15,8 @@ __all__ = ["coverage", "seen_box", "token_owners", "tokens_in"]
 def tokens_in(layout: TokenLayout, image: int, mask: Bool[Tensor, "Y X"]) -> list[int]:
     """Positions of the image tokens that show more of the region than of the rest.
 
+    Of any form; :meth:`~lvlm_probe.layout.TokenLayout.tokens_in_box` gives all that touch a rectangle, however little.
+
     Args:
         layout: Of the sequence.
         image: Index of the image.

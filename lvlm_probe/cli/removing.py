@@ -69,8 +69,7 @@ def ablate(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     found = find_recipe(recipe)
     check_options(recipe, getattr(found, "explain", None) or _not_by_removal(recipe), options)
-    if recipe != "rise":
-        options["cache"] = out / "worths.sqlite"
+    options["cache"] = out / "worths.sqlite"
     aim = Target.parse(target)
     folder_at(out)
     probe = load(model, dtype, trust_remote_code)

@@ -1,8 +1,8 @@
 """Explanations by taking parts of the input away: a cooperative game of patches and words.
 
 :class:`Game` says what each coalition of players is worth. Estimators turn it into values: :func:`exact`,
-:func:`permutation`, :func:`smooth`, :func:`contiguous`, :func:`surrogate`, :func:`through_shapiq`, :func:`banzhaf`, :func:`leave_one_out`;
-into interactions: :func:`exact_interactions`, :func:`sampled_interactions`; into an order: :func:`greedy`.
+:func:`permutation`, :func:`kernelshap`, :func:`smooth`, :func:`contiguous`, :func:`surrogate`, :func:`through_shapiq`,
+:func:`banzhaf`, :func:`leave_one_out`; into interactions: :func:`exact_interactions`, :func:`sampled_interactions`; into an order: :func:`greedy`.
 """
 
 from lvlm_probe.ablation import (
@@ -19,12 +19,12 @@ from lvlm_probe.ablation import (
 )
 from lvlm_probe.recipes.game.curves import InsertionDeletion, insertion_deletion, player_scores
 from lvlm_probe.recipes.game.estimate import Estimate, Table, Worths
+from lvlm_probe.recipes.game.fits import banzhaf, kernelshap
 from lvlm_probe.recipes.game.greedy import Regions, greedy
-from lvlm_probe.recipes.game.recipe import ESTIMATORS, estimate, make_players
+from lvlm_probe.recipes.game.named import ESTIMATORS, estimate, make_players
 from lvlm_probe.recipes.game.rise import rise
 from lvlm_probe.recipes.game.sampling import (
     Interactions,
-    banzhaf,
     exact,
     exact_banzhaf,
     exact_interactions,
@@ -65,6 +65,7 @@ __all__ = [
     "exact_interactions",
     "greedy",
     "insertion_deletion",
+    "kernelshap",
     "leave_one_out",
     "make_players",
     "objects",

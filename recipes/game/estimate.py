@@ -28,9 +28,6 @@ class Worths(Protocol):
         ...
 
 
-_PRIOR = 2  # samples' worth of the players' mean variance in each one's
-
-
 class Table:
     """A game given by the worth of each coalition.
 
@@ -169,14 +166,38 @@ class Estimate:
         return "\n".join(lines)
 
 
-def from_samples(samples: Tensor) -> tuple[Tensor, Tensor, float]:
+def from_samples(samples: Float[Tensor, "K n"]) -> tuple[Tensor, Tensor, float]:
     """Mean, its standard error and degrees of freedom of independent estimates, along the first axis."""
     count = len(samples)
-    # A player that matters in few orders may have shown no scatter yet, and is not therefore certain: each variance
-    # leans on the players' mean one, as if two more samples had it (moderated variances, Smyth 2004).
-    own = samples.var(0)
-    variance = (_PRIOR * own.mean() + (count - 1) * own) / (_PRIOR + count - 1)
-    return samples.mean(0), (variance / count).sqrt(), float(count - 1)
+    mean = samples.mean(0)
+    errors, freedom = from_parts((samples - mean) / (count * (count - 1)) ** 0.5, float(count - 1))
+    return mean, errors, freedom
+
+
+def from_parts(parts: Float[Tensor, "K n"], most: float) -> tuple[Tensor, float]:
+    """Standard errors and degrees of freedom of values whose errors are sums of independent parts.
+
+    Worths near 0 or 1 jump: a player that turns few coalitions may have shown hardly any scatter, and is not therefore
+    certain. So the players' variances borrow from one another, the more the less their differences exceed what chance
+    makes of them (Opgen-Rhein & Strimmer 2007), and the degrees of freedom are those that the kurtosis of the parts
+    leaves (Satterthwaite's: 2 · variance² over the variance's own variance).
+
+    Args:
+        parts: What each independent draw adds to each value's error.
+        most: Degrees of freedom, were the parts normal.
+    """
+    count = len(parts)
+    squares = parts**2
+    own = squares.sum(0)
+    doubt = count / (count - 1) * ((squares - squares.mean(0)) ** 2).sum(0)
+    shared = own.mean()
+    share = (doubt.sum() / ((own - shared) ** 2).sum().clamp(min=1e-300)).clamp(max=1)
+    scattered = own > 0
+    if not bool(scattered.any()):
+        return own, float(most)
+    relative = float((doubt[scattered] / own[scattered] ** 2).mean())
+    freedom = min(most, 2 / max(relative, 1e-12))
+    return (share * shared + (1 - share) * own).sqrt(), max(freedom, 1.0)
 
 
 def enough(estimator: str, evaluations: int, least: int, players: int) -> None:

@@ -6,20 +6,28 @@ under the masks, weighted by how much of the token they show.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lvlm_probe.ablation import Asker, Changed, Removal, Remover, Worth
 from lvlm_probe.ablation.asking import BUDGET
+from lvlm_probe.ablation.kept import Kept, case_digest
 from lvlm_probe.ablation.places import coverage
+from lvlm_probe.ablation.players import picture
 from lvlm_probe.errors import RecipeError
 from lvlm_probe.probe import Case
-from lvlm_probe.recipes.game.estimate import Estimate
+from lvlm_probe.recipes.game.estimate import Estimate, from_samples
 
 __all__ = ["masks", "rise"]
+
+_ENDS = (b"none", b"all")  # too short to be masks' keys
 
 
 def rise(
@@ -32,6 +40,7 @@ def rise(
     cells: int = 7,
     keep: float = 0.5,
     image: int = 0,
+    cache: str | Path | None = None,
     budget: int = BUDGET,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Estimate, tuple[int, ...]]:
@@ -46,6 +55,7 @@ def rise(
         cells: Of the coarse masks, along each side.
         keep: Share of the cells that a mask shows.
         image: Index of the image.
+        cache: A file that keeps the worths of masks.
         budget: Bytes that one batch may take.
         progress: Called with masks done and masks in all.
 
@@ -55,6 +65,8 @@ def rise(
     Raises:
         RecipeError: If there are fewer than two masks, no cell, or pixels are not what is removed.
         LayoutError: If there is no such image, or its tokens are queries.
+        InputError: If the case was made without its pictures.
+        OutputError: If the cache cannot be written.
     """
     how = Removal.of(removal)
     if evaluations < 2 or cells < 1 or not 0 < keep < 1 or how.at_tokens or how.kind == "impute":
@@ -62,55 +74,107 @@ def rise(
             f"RISE with {evaluations} masks of {cells} × {cells} cells, {keep} of them kept, removal {str(how)!r}: take two "
             "masks at least, one cell, a share between 0 and 1, and mean, blur or constant"
         )
-    told = Worth(worth) if isinstance(worth, str) else worth
+    told = (Worth(worth) if isinstance(worth, str) else worth).within(case)
     asker = Asker(case, [told], budget=budget)
-    remover = Remover(case.images[image], how)
+    remover = Remover(picture(case, image), how)
     size = case.layout.image(image).size
-    generator = torch.Generator().manual_seed(seed)
+    drawn = _draw(evaluations, size, cells, keep, torch.Generator().manual_seed(seed))
     nothing = Changed.nothing(case)
-    shown: list[Tensor] = []
-    worths: list[Tensor] = []
-    positions: tuple[int, ...] = ()
-    for start in range(0, evaluations, asker.batch):
-        count = min(asker.batch, evaluations - start)
-        drawn = masks(count, size, cells, keep, generator)
-        faded = [
-            Changed(nothing.hidden, nothing.replaced, {image: remover.faded(m)}) for m in drawn
-        ]
-        worths.append(asker.ask(faded)[:, -1, 0])
-        shares = coverage(case.layout, image, drawn)
-        positions = tuple(shares[0])
-        shown.append(torch.tensor([list(share.values()) for share in shares], dtype=torch.float64))
-        if progress is not None:
-            progress(start + count, evaluations)
-    seen, worth_of = torch.cat(shown), torch.cat(worths)
-    weighted = seen * worth_of[:, None] / keep
-    ends = asker.ask([nothing, _nothing_left(case, remover, image)])[:, -1, 0].tolist()
+
+    def change(key: bytes) -> Changed:
+        if key in _ENDS:
+            gone = torch.full(size, key == _ENDS[0])
+            return Changed(nothing.hidden, nothing.replaced, {image: remover.without(gone)})
+        mask = _Mask.of(key, cells).enlarged(size)
+        return Changed(nothing.hidden, nothing.replaced, {image: remover.faded(mask)})
+
+    facts = {
+        "estimator": "rise",
+        "image": image,
+        "removal": str(how),
+        "worth": told.to_json(),
+        "cells": cells,
+        "run": asker.describe(),
+    }
+    kept = Kept(asker, change, cache, case_digest(case, facts), facts, progress)
+    worths = kept([mask.key for mask in drawn])[:, -1]
+    empty, full = kept(_ENDS)[:, -1].tolist()
+    positions, seen = _shown(case, image, drawn)
+    values, errors, freedom = from_samples(seen * worths[:, None] / keep)
     estimate = Estimate(
-        "random masks", "RISE", weighted.mean(0), weighted.std(0) / evaluations**0.5, float(evaluations - 1),
-        evaluations, ends[1], ends[0], tuple(f"position {p}" for p in positions),
-        {"cells": cells, "keep": keep, "removal": str(how)},
+        "random masks", "RISE", values, errors, freedom, len({mask.key for mask in drawn}), empty, full,
+        tuple(f"position {p}" for p in positions), {"cells": cells, "keep": keep, "removal": str(how)},
     )  # fmt: skip
     return estimate, positions
+
+
+class _Mask(NamedTuple):
+    """One mask before it is enlarged.
+
+    Attributes:
+        coarse: One cell more than asked for, along each side.
+        top: Where it is cut out, in pixels of the enlarged mask.
+        left: The same.
+    """
+
+    coarse: Bool[Tensor, "R C"]
+    top: int
+    left: int
+
+    @property
+    def key(self) -> bytes:
+        """All of it."""
+        return struct.pack("<II", self.top, self.left) + np.packbits(self.coarse.numpy()).tobytes()
+
+    @classmethod
+    def of(cls, key: bytes, cells: int) -> _Mask:
+        """From its key."""
+        top, left = struct.unpack("<II", key[:8])
+        side = cells + 1
+        bits = np.unpackbits(np.frombuffer(key[8:], dtype=np.uint8), count=side * side)
+        return cls(torch.from_numpy(bits.reshape(side, side) == 1), top, left)
+
+    def enlarged(self, size: tuple[int, int]) -> Float[Tensor, "Y X"]:
+        """Bilinearly, to one cell more than the picture, and cut out."""
+        step = _steps(size, len(self.coarse) - 1)
+        large = torch.nn.functional.interpolate(
+            self.coarse[None, None].float(),
+            size=[len(self.coarse) * s for s in step],
+            mode="bilinear",
+            align_corners=False,
+        )[0, 0]
+        return large[self.top : self.top + size[0], self.left : self.left + size[1]]
 
 
 def masks(
     count: int, size: tuple[int, int], cells: int, keep: float, generator: torch.Generator
 ) -> Float[Tensor, "K Y X"]:
     """Random masks: a coarse grid, enlarged bilinearly to one cell more than the picture, cut out at a random place."""
-    step = [-(-side // cells) for side in size]
-    coarse = (torch.rand(count, 1, cells + 1, cells + 1, generator=generator) < keep).float()
-    large = torch.nn.functional.interpolate(
-        coarse, size=[(cells + 1) * s for s in step], mode="bilinear", align_corners=False
-    )[:, 0]
-    found: list[Tensor] = []
-    for mask in large:
-        top, left = (int(torch.randint(0, s, (1,), generator=generator)) for s in step)
-        found.append(mask[top : top + size[0], left : left + size[1]])
-    return torch.stack(found)
+    return torch.stack([m.enlarged(size) for m in _draw(count, size, cells, keep, generator)])
 
 
-def _nothing_left(case: Case, remover: Remover, image: int) -> Changed:
-    nothing = Changed.nothing(case)
-    gone = torch.ones(case.layout.image(image).size, dtype=torch.bool)
-    return Changed(nothing.hidden, nothing.replaced, {image: remover.without(gone)})
+def _draw(
+    count: int, size: tuple[int, int], cells: int, keep: float, generator: torch.Generator
+) -> list[_Mask]:
+    coarse = torch.rand(count, cells + 1, cells + 1, generator=generator) < keep
+    step = _steps(size, cells)
+    places = [[int(torch.randint(0, s, (1,), generator=generator)) for s in step] for _ in coarse]
+    return [_Mask(one, top, left) for one, (top, left) in zip(coarse, places, strict=True)]
+
+
+def _steps(size: tuple[int, int], cells: int) -> list[int]:
+    """Pixels of an enlarged cell, downwards and across."""
+    return [-(-side // cells) for side in size]
+
+
+def _shown(
+    case: Case, image: int, drawn: Sequence[_Mask], together: int = 32
+) -> tuple[tuple[int, ...], Float[Tensor, "K n"]]:
+    """The image's positions, and how much of each token each mask shows."""
+    size = case.layout.image(image).size
+    shares: list[dict[int, float]] = []
+    for start in range(0, len(drawn), together):
+        enlarged = [mask.enlarged(size) for mask in drawn[start : start + together]]
+        shares += coverage(case.layout, image, torch.stack(enlarged))
+    seen = torch.tensor([list(share.values()) for share in shares], dtype=torch.float64)
+    return tuple(shares[0]), seen

@@ -28,7 +28,6 @@ from lvlm_probe.recipes.game.tables import (
 __all__ = [
     "MOST_EXACT",
     "Interactions",
-    "banzhaf",
     "exact",
     "exact_banzhaf",
     "exact_interactions",
@@ -136,42 +135,6 @@ def _gains(game: Worths, orders: Tensor) -> Float[Tensor, "M n"]:
     coalitions = place[:, None, :] < steps[None, :, None]
     worths = game(coalitions.flatten(end_dim=1)).view(len(orders), count + 1)
     return worths.diff(dim=1).gather(1, place)
-
-
-def banzhaf(game: Worths, evaluations: int = 1000, seed: int = 0) -> Estimate:
-    """Banzhaf values: the slopes of a linear fit to coalitions drawn with probability ½ a player.
-
-    That these are the same thing is Hammer & Holzman's (1992). Coalitions drawn so do *not* estimate the Shapley value.
-
-    Args:
-        game: With players.
-        evaluations: Coalitions, in complementary pairs.
-        seed: Of the coalitions.
-
-    Raises:
-        RecipeError: If there are too few evaluations for a fit and its errors.
-    """
-    count = len(game)
-    enough("the Banzhaf fit", evaluations, 4 * (count + 2), count)
-    generator = torch.Generator().manual_seed(seed)
-    half = torch.rand(evaluations // 2, count, generator=generator) < 0.5
-    counted = Counted(game)
-    worths = counted(torch.cat([half, ~half])).view(2, -1)
-    # The difference of a pair is odd in its players: the constant and every even interaction are gone.
-    sides = half.double() - 0.5
-    inverse = torch.linalg.inv(sides.T @ sides)
-    values = inverse @ sides.T @ ((worths[0] - worths[1]) / 2)
-    rest = (worths[0] - worths[1]) / 2 - sides @ values
-    # White's errors with the correction for leverage (HC3): the scatter differs from coalition to coalition.
-    leverage = ((sides @ inverse) * sides).sum(1)
-    scaled = sides * (rest / (1 - leverage))[:, None]
-    errors = (inverse @ (scaled.T @ scaled) @ inverse).diagonal().sqrt()
-    used = counted.count
-    empty, full = counted.ends()
-    return Estimate(
-        "linear fit", "Banzhaf value", values, errors, float(len(half) - count), used, empty, full,
-        names_of(game),
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

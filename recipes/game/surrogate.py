@@ -15,11 +15,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lvlm_probe.errors import RecipeError
-from lvlm_probe.recipes.game.estimate import Counted, Estimate, Worths, enough, names_of
+from lvlm_probe.recipes.game.estimate import (
+    Counted,
+    Estimate,
+    Worths,
+    enough,
+    from_parts,
+    names_of,
+)
+from lvlm_probe.recipes.game.fits import slopes
 
 __all__ = ["surrogate"]
 
 _LOW, _HIGH = 0.05, 0.95  # worths are brought between these, where a sigmoid is not flat
+_RIDGE = 1.0  # there may be fewer coalitions than players
 
 
 def surrogate(
@@ -34,8 +43,8 @@ def surrogate(
 ) -> Estimate:
     """Values read off networks that learned the game from samples.
 
-    Each network learns from a bootstrap resample of the coalitions. The standard errors hold the scatter of their values,
-    and what the networks miss on coalitions that they did not learn from.
+    Each network learns from a bootstrap resample of the coalitions. What it misses on coalitions that it did not learn
+    from is a game of its own, whose values are the networks' bias; the standard errors hold that bias and the doubt about it.
 
     Args:
         game: With players.
@@ -66,32 +75,44 @@ def surrogate(
         loss = ensemble.learn(drawn.float(), worths.float(), epochs, generator)
     read = _by_orders if index == "Shapley value" else _by_halves
     values = read(ensemble, count, orders, generator)
-    missed = _missed(drawn, worths - ensemble.unseen(drawn), index)
-    errors = (values.var(0) + missed**2).sqrt()
+    residuals = worths - ensemble.unseen(drawn)
+    known = torch.isfinite(residuals)
+    ends = torch.stack([torch.zeros(count), torch.ones(count)])
+    left = torch.tensor([empty, full]).double() - ensemble.worths(ends).mean(0)
+    fit = _missed_shapley if index == "Shapley value" else _missed_banzhaf
+    missed, parts = fit(drawn[known], residuals[known], left)
+    doubt, freedom = from_parts(parts, float(max(1, int(known.sum()) - count)))
+    # Centred on the networks' values, not on the corrected ones: what was missed and the doubt about it both count.
+    errors = (missed**2 + doubt**2).sqrt()
     return Estimate(
-        f"surrogate of {networks} networks", index, values.mean(0), errors, float(networks - 1), used, empty,
-        full, names_of(game), {"loss": loss, "epochs": epochs},
+        f"surrogate of {networks} networks", index, values.mean(0), errors, freedom, used, empty, full,
+        names_of(game), {"loss": loss, "epochs": epochs},
     )  # fmt: skip
 
 
-def _missed(drawn: Tensor, residuals: Tensor, index: str) -> Float[Tensor, " n"]:
-    """The values of what the networks leave unexplained: a linear fit to their errors on coalitions they did not see.
+def _missed_shapley(
+    drawn: Tensor, residuals: Tensor, ends: Tensor
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "K n"]]:
+    """Shapley values of what the networks leave unexplained, by KernelSHAP on coalitions that they did not see."""
+    size, count = drawn.sum(1).double(), drawn.shape[1]
+    inner = (size > 0) & (size < count)
+    drawn, size = drawn[inner].double(), size[inner]
+    weights = (1 / (size * (count - size))).sqrt()
+    weights = weights / weights.square().mean().sqrt()
+    share = (ends[1] - ends[0]) / count
+    heights = residuals[inner] - ends[0] - share * size
+    free = drawn[:, :-1] - drawn[:, -1:]
+    found, parts = slopes(weights[:, None] * free, weights * heights, ridge=_RIDGE)
+    values = share + torch.cat([found, -found.sum(0, keepdim=True)])
+    return values, torch.cat([parts, -parts.sum(1, keepdim=True)], 1)
 
-    Weighted by size so that it is the index's (for the Shapley value, KernelSHAP's weights over the even draw's); with a
-    ridge, since there may be fewer coalitions than players.
-    """
-    size = drawn.sum(1)
-    count = drawn.shape[1]
-    inner = (size > 0) & (size < count) & torch.isfinite(residuals)
-    weights = torch.ones_like(residuals)[inner]
-    if index == "Shapley value":
-        weights = 1 / (size * (count - size)).double()[inner]
-    sides = drawn.double()[inner]
-    sides = sides - (weights[:, None] * sides).sum(0) / weights.sum()
-    scaled = sides * (weights / weights.mean())[:, None]
-    return torch.linalg.solve(
-        scaled.T @ sides + torch.eye(count, dtype=torch.float64), scaled.T @ residuals[inner]
-    )
+
+def _missed_banzhaf(
+    drawn: Tensor, residuals: Tensor, _: Tensor
+) -> tuple[Float[Tensor, " n"], Float[Tensor, "K n"]]:
+    """Banzhaf values of the same: the slopes of a plain fit."""
+    sides = drawn.double() - drawn.double().mean(0)
+    return slopes(sides, residuals - residuals.mean(), ridge=_RIDGE)
 
 
 def _draw(count: int, number: int, index: str, generator: torch.Generator) -> Bool[Tensor, "K n"]:

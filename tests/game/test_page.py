@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from lvlm_probe import cli
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "game.md").read_text("utf-8")
@@ -30,13 +31,13 @@ def test_python(elsewhere: Path) -> None:
     assert (elsewhere / "worths.sqlite").exists()
 
 
-def test_commands(elsewhere: Path) -> None:
+def test_commands(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
     for command in block.splitlines():
-        program, *arguments = shlex.split(command)
-        subprocess.run(
-            [Path(sys.executable).with_name(program), *arguments], cwd=elsewhere, check=True
-        )
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
     assert (elsewhere / "lvlm-probe-ablation" / "ablation.png").exists()
     assert (elsewhere / "lvlm-probe-road" / "road.png").exists()
 
@@ -45,7 +46,7 @@ def test_every_estimator_is_told() -> None:
     from lvlm_probe.recipes import game
 
     for name in (
-        "exact", "permutation", "smooth", "surrogate", "through_shapiq", "banzhaf", "contiguous", "leave_one_out",
+        "exact", "permutation", "kernelshap", "smooth", "surrogate", "through_shapiq", "banzhaf", "contiguous", "leave_one_out",
         "exact_interactions", "sampled_interactions", "shapiq_interactions", "greedy", "rise",
     ):  # fmt: skip
         assert callable(getattr(game, name))

@@ -36,7 +36,7 @@ def demo() -> lp.Case:
         ("shapley", {"players": "cells:2", "estimator": "exact", "removal": "knockout"}),
         ("banzhaf", {"players": "superpixels:3", "estimator": "exact"}),
         ("contiguous", {"evaluations": 20}),
-        ("rise", {"evaluations": 8}),
+        ("rise", {"evaluations": 8, "cells": 3}),
         ("greedy", {"players": "superpixels:3"}),
     ],
 )
@@ -136,6 +136,44 @@ def test_rise_by_hand(demo: lp.Case) -> None:
         total += float(worth) * mask.double().view(12, 8, 12, 8).mean((1, 3))
     torch.testing.assert_close(found.values, total.flatten() / 6 / 0.5, rtol=1e-3, atol=1e-5)
     assert list(positions) == demo.layout.images[0].positions
+
+
+def test_rise_keeps_its_worths(case: lp.Case, tmp_path: Path) -> None:
+    """Stopped after its first batch and started again: the rest is computed, and the result is the same to the bit."""
+    budget = 700_000
+    assert 1 < game.Game(case, game.cells(case, 2), budget=budget).asker.batch < 10
+    file = tmp_path / "worths.sqlite"
+    expected, _ = rise(case, 40, 1, budget=budget)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        rise(case, 40, 1, budget=budget, cache=file, progress=stop)
+    told: list[tuple[int, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        told.append((done, total))
+
+    found, _ = rise(case, 40, 1, budget=budget, cache=file, progress=tell)
+    assert torch.equal(found.values, expected.values)
+    assert 0 < told[0][1] < 40
+    before = len(told)
+    rise(case, 40, 1, budget=budget, cache=file, progress=tell)
+    assert len(told) == before
+    rise(case, 40, 2, budget=budget, cache=file, progress=tell)
+    assert told[before][1] == 40
+
+
+def test_recipes_tell_their_options(case: lp.Case) -> None:
+    """Those of every game, and their own."""
+    with pytest.raises(RecipeError) as told:
+        case.explain("contiguous", nothing=1)
+    listed = str(told.value).partition("it takes: ")[2]
+    assert listed == "players, removal, worth, cache, progress, evaluations, width, seed"
 
 
 def test_player_scores(demo: lp.Case) -> None:

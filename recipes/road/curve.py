@@ -1,99 +1,23 @@
-"""ROAD: does the answer go when the most relevant pixels go, and stay when they stay?
-
-Rong et al., *A consistent and efficient evaluation strategy for attribution methods* (ICML 2022, arXiv:2202.00449).
-Pixels are removed most relevant first (MoRF) or least relevant first (LeRF) and filled in by noisy linear imputation, so
-that neither the gap's edge nor its colour tells the model where they were. Two published protocols go by that name; each
-says what its abscissa is.
-"""
+"""The curves of one map of one picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lvlm_probe.ablation import Asker, Changed, Removal, Remover, Worth, noisy_linear_impute
+from lvlm_probe.ablation import Asker, Changed, Removal, Remover, Worth
 from lvlm_probe.ablation.asking import BUDGET
 from lvlm_probe.attribution import Attribution
-from lvlm_probe.errors import InputError, RecipeError
+from lvlm_probe.errors import InputError
 from lvlm_probe.probe import Case
+from lvlm_probe.recipes.road.protocol import Order, Protocol, find_protocol
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-__all__ = [
-    "PROTOCOLS",
-    "RONG_2022",
-    "ZHU_2025",
-    "MeanCurve",
-    "Protocol",
-    "Road",
-    "RoadCurve",
-    "baselines",
-    "draw_curves",
-    "find_protocol",
-    "mean_curve",
-    "noisy_linear_impute",
-    "road",
-    "road_scores",
-]
-
-Order = Literal["morf", "lerf"]
-
-
-@dataclass(frozen=True, slots=True)
-class Protocol:
-    """How a ROAD curve is taken.
-
-    Attributes:
-        name: As users write it.
-        shares: The abscissa, ascending, 0 to 1.
-        lerf_over: Whether the LeRF curve's abscissa is the share of pixels ``"kept"`` or ``"removed"``; the MoRF curve's
-            is always the share removed.
-        noise: Standard deviation of the imputation's noise, where 1 is white.
-        worth: What is read off the model.
-        change: Whether the curve shows the change from the whole picture's worth, not the worth itself.
-        shuffle: Whether pixels of equal score come in random order, not row by row.
-    """
-
-    name: str
-    shares: tuple[float, ...]
-    lerf_over: Literal["kept", "removed"]
-    noise: float
-    worth: str
-    change: bool
-    shuffle: bool
-
-    def removed(self, order: Order) -> list[float]:
-        """The share removed at each point of the abscissa."""
-        if order == "lerf" and self.lerf_over == "kept":
-            return [1 - share for share in self.shares]
-        return list(self.shares)
-
-
-RONG_2022 = Protocol(
-    "rong2022",
-    (0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9),
-    "kept",
-    0.01,
-    "same",
-    change=False,
-    shuffle=True,
-)
-"""The original: whether the answer stays, noise 0.01; LeRF over the share kept."""
-
-ZHU_2025 = Protocol(
-    "zhu2025", tuple(step / 50 for step in range(51)), "removed", 0.0, "answer", change=True, shuffle=False
-)  # fmt: skip
-"""The patchwise game's: 51 steps of 2 % removed, no noise, the change of the answer's geometric mean probability."""
-
-PROTOCOLS = {protocol.name: protocol for protocol in (RONG_2022, ZHU_2025)}
+__all__ = ["Road", "RoadCurve", "baselines", "road", "road_scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,27 +218,6 @@ class Road:
         return Changed(self.nothing.hidden, self.nothing.replaced, {self.image: picture})
 
 
-def find_protocol(protocol: str | Protocol) -> Protocol:
-    """By name; one of your own is checked.
-
-    Raises:
-        RecipeError: If there is no such protocol, or its abscissa is none.
-    """
-    if isinstance(protocol, str):
-        if protocol not in PROTOCOLS:
-            raise RecipeError(
-                f"unknown ROAD protocol {protocol!r}: choose one of {', '.join(sorted(PROTOCOLS))}"
-            )
-        return PROTOCOLS[protocol]
-    shares = protocol.shares
-    ascending = all(a < b for a, b in pairwise(shares))
-    if len(shares) < 2 or not ascending or shares[0] < 0 or shares[-1] > 1:
-        raise RecipeError(
-            f"the shares {shares} are no abscissa: give two at least, ascending, from 0 to 1"
-        )
-    return protocol
-
-
 def baselines(case: Case, seed: int = 0, image: int = 0) -> dict[str, Float[Tensor, "Y X"]]:
     """What any map must beat: a random value a token, and nearness to the picture's centre.
 
@@ -349,105 +252,3 @@ def _ranking(scores: Tensor, shuffle: bool, seed: int) -> Tensor:
 def _area(heights: Tensor, protocol: Protocol) -> float:
     shares = torch.tensor(protocol.shares, dtype=torch.float64)
     return float(torch.trapezoid(heights, shares)) / float(shares[-1] - shares[0])
-
-
-@dataclass(frozen=True, eq=False)
-class MeanCurve:
-    """Curves of many cases, averaged; each number with a 95 % bootstrap interval over cases.
-
-    Attributes:
-        protocol: How they were taken.
-        cases: How many.
-        morf: Mean, lower and upper end at each share.
-        lerf: The same.
-        morf_area: Mean, lower and upper end.
-        lerf_area: The same.
-        gap: The same of the difference.
-    """
-
-    protocol: Protocol
-    cases: int
-    morf: Float[Tensor, "3 K"]
-    lerf: Float[Tensor, "3 K"]
-    morf_area: tuple[float, float, float]
-    lerf_area: tuple[float, float, float]
-    gap: tuple[float, float, float]
-
-
-def mean_curve(curves: Sequence[RoadCurve], seed: int = 0, resamples: int = 2000) -> MeanCurve:
-    """Average over cases, or over seeds of one case.
-
-    Args:
-        curves: Of one protocol.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
-
-    Raises:
-        InputError: If there is no curve, or they are of several protocols.
-    """
-    protocols = {curve.protocol for curve in curves}
-    if len(protocols) != 1:
-        raise InputError(
-            f"{len(curves)} curves of {len(protocols)} protocols: average one at least, and of one protocol"
-        )
-    rng = np.random.default_rng(seed)
-    drawn = torch.from_numpy(rng.integers(0, len(curves), (resamples, len(curves))))
-
-    def spread(values: Tensor) -> Tensor:
-        """Mean and interval ends of [cases …]."""
-        means = values[drawn].mean(1)
-        ends = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-        return torch.cat([values.mean(0)[None], ends])
-
-    def of(value: Callable[[RoadCurve], float]) -> tuple[float, float, float]:
-        mean, low, high = spread(torch.tensor([value(c) for c in curves]).double()).tolist()
-        return mean, low, high
-
-    return MeanCurve(
-        protocols.pop(),
-        len(curves),
-        spread(torch.stack([curve.morf for curve in curves])),
-        spread(torch.stack([curve.lerf for curve in curves])),
-        of(lambda curve: curve.area("morf")),
-        of(lambda curve: curve.area("lerf")),
-        of(lambda curve: curve.gap),
-    )
-
-
-def draw_curves(curves: Mapping[str, MeanCurve]) -> Figure:
-    """MoRF and LeRF side by side, one line a method, intervals shaded.
-
-    Args:
-        curves: By the name of the method; of one protocol.
-
-    Raises:
-        InputError: If there is no curve, or they are of several protocols.
-    """
-    from matplotlib.figure import Figure
-
-    protocols = {curve.protocol for curve in curves.values()}
-    if len(protocols) != 1:
-        raise InputError(
-            f"curves of {len(protocols)} protocols: draw one at least, and of one protocol"
-        )
-    protocol = protocols.pop()
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes: Any = figure.subplots(1, 2, sharey=True)
-    x = [100 * share for share in protocol.shares]
-    for axis, order in zip(axes, ("morf", "lerf"), strict=True):
-        for name, curve in curves.items():
-            mean, low, high = (curve.morf if order == "morf" else curve.lerf).tolist()
-            (line,) = axis.plot(x, mean, label=name)
-            axis.fill_between(x, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
-        kept = order == "lerf" and protocol.lerf_over == "kept"
-        axis.set_xlabel(f"% of pixels {'kept' if kept else 'removed'}")
-        axis.set_title(f"{'most' if order == 'morf' else 'least'} relevant first")
-        axis.grid(alpha=0.3)
-    what = "change of " if protocol.change else ""
-    axes[0].set_ylabel(what + Worth(protocol.worth).describe())
-    axes[1].legend(frameon=False, fontsize=8)
-    cases = {curve.cases for curve in curves.values()}
-    figure.suptitle(
-        f"ROAD, {protocol.name}; {' to '.join(map(str, sorted(cases)))} curves a method"
-    )
-    return figure
