@@ -87,7 +87,7 @@ function lines(element, view) {
       const svg = makeSvg("svg", { viewBox: `0 0 ${CHART.width} ${CHART.height}`, role: "img" });
       const ends = series.map((s) => `${s.label} from ${told(s.y.find(isNumber))} to ${told(s.y.findLast(isNumber))}`);
       svg.setAttribute("aria-label", [title || yTitle, ...ends].filter(Boolean).join("; "));
-      for (const tick of ticksOf(low, high, 4)) {
+      for (const tick of ticksOf(low, high, 6)) {
         svg.append(makeSvg("line", { class: "lv-rule", x1: CHART.left, x2: right, y1: py(tick), y2: py(tick) }));
         svg.append(makeSvg("text", { x: CHART.left - 6, y: py(tick) + 4, "text-anchor": "end" }, told(tick)));
       }
