@@ -29,6 +29,7 @@ __all__ = [
     "map_view",
     "numbers",
     "picture_uri",
+    "picture_view",
     "scale_of",
     "words_view",
 ]
@@ -53,6 +54,30 @@ def picture_uri(picture: Image.Image, longest: int | None = None) -> str:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def picture_view(
+    picture: Image.Image, alt: str = "The picture", caption: str = "", longest: int = 1152
+) -> View:
+    """A picture without cells, for ``lvlmViewer.map``.
+
+    Args:
+        picture: Of any mode.
+        alt: What it is, for those who cannot see it.
+        caption: Below it.
+        longest: Most pixels of its longer side.
+    """
+    return {
+        "image": picture_uri(picture, longest),
+        "size": [picture.height, picture.width],
+        "alt": alt,
+        "grids": [],
+        "picked": [],
+        "pick": None,
+        "scale": None,
+        "colours": None,
+        "caption": caption,
+    }
 
 
 def scale_of(*scores: Tensor) -> dict[str, float]:
@@ -81,6 +106,8 @@ def grid_view(
     picture: Image.Image | str | None = None,
     scale: Scale | None = None,
     pick: str | None = None,
+    picked: Sequence[tuple[int, int]] = (),
+    labels: Sequence[Sequence[str]] | None = None,
     alt: str = "The picture",
     caption: str = "",
 ) -> View:
@@ -94,6 +121,8 @@ def grid_view(
         picture: What lies beneath, or its address.
         scale: One that several views share; the scores' own by default.
         pick: ``"cell"`` or ``"cells"`` that can be picked.
+        picked: Grid and cell of those that are outlined.
+        labels: A short text for each cell, written on it; one list a grid, row by row.
         alt: What the picture is, for those who cannot see it.
         caption: Below it.
 
@@ -127,14 +156,15 @@ def grid_view(
                 "rows": grid.rows,
                 "columns": grid.columns,
                 "scores": None if part is None else numbers(part.flatten()),
+                "labels": None if labels is None else list(labels[number]),
             }
-            for grid, part in zip(places, given, strict=True)
+            for number, (grid, part) in enumerate(zip(places, given, strict=True))
         ],
         "scale": dict(fitting),
         "colours": "diverging" if fitting["low"] < 0 else "inferno",
         "opacity": 0.7,
         "pick": pick,
-        "picked": [],
+        "picked": [list(cell) for cell in picked],
         "legend": bool(known),
         "caption": caption,
     }
