@@ -266,6 +266,7 @@ def heat_view(
     row_title: str = "",
     column_title: str = "",
     picked: tuple[int, int] | None = None,
+    digits: int | None = None,
 ) -> View:
     """A matrix, for ``lvlmViewer.heat``.
 
@@ -278,6 +279,7 @@ def heat_view(
         row_title: What rows are.
         column_title: What columns are.
         picked: Row and column.
+        digits: Behind the point of the numbers on the cells; two significant ones by default.
 
     Raises:
         LayoutError: If the labels are not as many as rows and columns.
@@ -297,6 +299,7 @@ def heat_view(
         "rowTitle": row_title,
         "columnTitle": column_title,
         "picked": None if picked is None else list(picked),
+        "digits": digits,
     }
 
 

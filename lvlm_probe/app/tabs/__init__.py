@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lvlm_probe.app.tabs import chat, patching
+from lvlm_probe.app.tabs import chat, patching, seeing
 
 __all__ = ["TABS"]
 
-TABS = (chat.build, patching.build)
+TABS = (chat.build, patching.build, seeing.build)

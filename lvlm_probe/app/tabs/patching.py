@@ -139,15 +139,15 @@ class Patching:
         """What is swept over."""
         with gr.Row(equal_height=True):
             self.method = gr.Dropdown(
-                list(METHODS), value="activation", label="Patches", scale=3, elem_id="patching-method"
+                list(METHODS), value="activation", label="Patches", scale=3, min_width=300, elem_id="patching-method"
             )
             self.tower = gr.Dropdown(
                 [("Language model", "language"), ("Vision encoder", "vision")], value="language",
-                label="Layers of the", scale=2, min_width=150, elem_id="patching-tower",
+                label="Layers of the", scale=2, min_width=200, elem_id="patching-tower",
             )  # fmt: skip
             self.sites = gr.CheckboxGroup(
                 [(title, name) for name, title in SITES], value=[name for name, _ in SITES], label="What is patched",
-                scale=4, elem_id="patching-sites",
+                scale=4, min_width=430, elem_id="patching-sites",
             )  # fmt: skip
         with gr.Row(equal_height=True):
             self.run = gr.Button("Run the sweep", variant="primary", scale=1, elem_id="patching-run")
@@ -182,13 +182,12 @@ class Patching:
             guarded(self.choose_nothing), session, [self.clean, self.hint], show_progress="hidden"
         )
         self.corrupt.click(guarded(self.make), [session, *settings], [*made, *found])
-        running = self.run.click(
+        self.run.click(
             guarded_steps(self.sweep),
             [session, *settings, self.method, self.tower, self.sites],
             [self.progress, *made, *found],
             show_progress="hidden",
         )
-        del running
         self.stop.click(guarded(self.cancel), session, None, queue=False, show_progress="hidden")
         for number, part in enumerate(self.heats):
             part.pick(guarded(self._pointing(number)), session, found, show_progress="hidden")
@@ -222,7 +221,7 @@ class Patching:
             return views.picture_view(picture, "The clean picture", "Clean.")
 
     def _made(self, session: Session, made: Made | None) -> list[Any]:
-        if made is None or made.question is not session.question:
+        if made is None or made.question.key != need(session).key:
             return [None, ""]
         picture = made.pictures[1]
         caption = f"Corrupted. {made.note}".strip()
@@ -234,7 +233,7 @@ class Patching:
     def _found(self, session: Session) -> list[Any]:
         bench = _bench(session)
         effects, made = bench.effects, bench.made
-        if effects is None or made is None or made.question is not session.question:
+        if effects is None or made is None or made.question.key != need(session).key:
             return self._nothing()
         if bench.asked != session.target:
             return self._nothing()
@@ -253,7 +252,7 @@ class Patching:
         )
         positions = effects.positions[bench.at[2]]
         share = float(effects.values[bench.at])
-        title = f"{dict(SITES)[site]} of {effects.tower} layer {layer}, at {_article(group)}{group}"
+        title = f"{dict(SITES)[site].capitalize()} of {effects.tower} layer {layer}, at {_article(group)}{group}"
         if share != share:
             return [None, f"<p>{html.escape(title)}: this layer has none.</p>"]
         written = self._written(made, effects.tower, site, int(layer), positions)
@@ -522,10 +521,6 @@ def _heats(effects: patching.Effects, at: tuple[int, int, int]) -> list[Any]:
     """One a site, on one scale around 0, so that 0 looks the same everywhere."""
     known = effects.values[effects.values.isfinite()]
     top = max(1.0, views.scale_of(known)["high"])
-    columns = [
-        f"{name} ({len(positions)})"
-        for name, positions in zip(effects.axes["position"], effects.positions, strict=True)
-    ]
     drawn: list[Any] = []
     for name, title in SITES:
         if name not in effects.axes["site"]:
@@ -534,8 +529,9 @@ def _heats(effects: patching.Effects, at: tuple[int, int, int]) -> list[Any]:
         number = effects.axes["site"].index(name)
         drawn.append(
             views.heat_view(
-                effects.values[number], effects.axes["layer"], columns, scale={"low": -top, "high": top},
-                title=title.capitalize(), row_title="layer", picked=at[1:] if at[0] == number else None,
+                effects.values[number], effects.axes["layer"], effects.axes["position"],
+                scale={"low": -top, "high": top}, title=title.capitalize(), row_title="layer", digits=2,
+                picked=at[1:] if at[0] == number else None,
             )
         )  # fmt: skip
     return drawn
