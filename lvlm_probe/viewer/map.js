@@ -178,20 +178,22 @@ function map(element, view, { onPick = null, onHover = null } = {}) {
       }
     }
 
-    /** The labels of cells, each as large as fits; where grids lie over one another, those of the finest. */
+    /** The labels of cells, in one size a grid, long ones squeezed; where grids lie over one another, those of the finest. */
     function write(context) {
       const { grids } = state.view;
       context.textAlign = "center";
       context.textBaseline = "middle";
       context.lineJoin = "round";
       grids.forEach((grid, number) => {
-        for (let cell = 0; cell < (grid.labels?.length || 0); cell += 1) {
+        const lengths = (grid.labels || []).map((label) => String(label).length);
+        const longest = Math.min(Math.max(3, ...lengths), 8);
+        for (let cell = 0; cell < lengths.length; cell += 1) {
           const text = labelOf(grid, cell);
           const [left, top, right, bottom] = boxOf(grid, cell).map((v) => v * drawn.zoom);
           const [x, y] = [(left + right) / 2, (top + bottom) / 2];
           const over = findCell(x / drawn.zoom, y / drawn.zoom, null);
           if (!text || (over && over[0] !== number)) continue;
-          const size = Math.min(0.42 * (bottom - top), (1.5 * (right - left)) / Math.max(text.length, 3));
+          const size = Math.min(0.42 * (bottom - top), (1.6 * (right - left)) / longest);
           context.font = `600 ${size}px system-ui, sans-serif`;
           context.strokeStyle = "#000c";
           context.lineWidth = size / 5;

@@ -185,7 +185,9 @@ def _shown(case: Case, pictures: Sequence[Image.Image]) -> Case:
     """Other pictures in the very same prompt, earlier turns included."""
     if not case.text:
         return _asked(case, pictures, case.prompt)
-    return _answered(case, pictures, case.prompt, encoded(case.probe, pictures, case.text), case.text)
+    return _answered(
+        case, pictures, case.prompt, encoded(case.probe, pictures, case.text), case.text
+    )
 
 
 def _asked(case: Case, pictures: Sequence[Image.Image], prompt: str) -> Case:

@@ -63,7 +63,9 @@ def region_of(
                 f"cells {here} are not all on grid {number}, which has {grid.rows} × {grid.columns}: count them from 0"
             )
         chosen[here] = 1
-        mask |= grid.on_pixels(chosen.view(grid.rows, grid.columns), (mask.shape[0], mask.shape[1])) > 0
+        mask |= (
+            grid.on_pixels(chosen.view(grid.rows, grid.columns), (mask.shape[0], mask.shape[1])) > 0
+        )
     if any(not 0 <= of < len(grids) for of, _ in cells):
         raise LayoutError(f"image {image} has {len(grids)} grids: name one of them, from 0")
     return Region(mask, image)

@@ -125,7 +125,10 @@ class Patching:
             with gr.Column(min_width=280):
                 self.hint = gr.HTML(elem_id="patching-hint")
                 self.how = gr.Dropdown(
-                    list(WAYS), value="erase", label="Corrupt what was chosen", elem_id="patching-how"
+                    list(WAYS),
+                    value="erase",
+                    label="Corrupt what was chosen",
+                    elem_id="patching-how",
                 )
                 self.colour = gr.ColorPicker(
                     "#e6194b", label="New colour", visible=False, elem_id="patching-colour"
@@ -139,7 +142,12 @@ class Patching:
         """What is swept over."""
         with gr.Row(equal_height=True):
             self.method = gr.Dropdown(
-                list(METHODS), value="activation", label="Patches", scale=3, min_width=300, elem_id="patching-method"
+                list(METHODS),
+                value="activation",
+                label="Patches",
+                scale=3,
+                min_width=300,
+                elem_id="patching-method",
             )
             self.tower = gr.Dropdown(
                 [("Language model", "language"), ("Vision encoder", "vision")], value="language",
@@ -150,7 +158,9 @@ class Patching:
                 scale=4, min_width=430, elem_id="patching-sites",
             )  # fmt: skip
         with gr.Row(equal_height=True):
-            self.run = gr.Button("Run the sweep", variant="primary", scale=1, elem_id="patching-run")
+            self.run = gr.Button(
+                "Run the sweep", variant="primary", scale=1, elem_id="patching-run"
+            )
             self.stop = gr.Button("Cancel", scale=0, min_width=110, elem_id="patching-cancel")
             self.progress = gr.HTML(elem_id="patching-progress")
 
@@ -159,7 +169,7 @@ class Patching:
         with gr.Column(visible=False, elem_id="patching-found") as self.found:
             self.measured = gr.HTML(elem_id="patching-measured")
             with gr.Row():
-                self.heats = [heat(f"patching-heat-{name}", min_width=200) for name, _ in SITES]
+                self.heats = [heat(f"patching-heat-{name}", min_width=310) for name, _ in SITES]
             with gr.Row():
                 with gr.Column(scale=2, min_width=240):
                     self.detail = patch_map("patching-detail")
@@ -248,7 +258,8 @@ class Patching:
         assert effects is not None
         assert made is not None
         site, layer, group = (
-            list(names)[number] for names, number in zip(effects.axes.values(), bench.at, strict=True)
+            list(names)[number]
+            for names, number in zip(effects.axes.values(), bench.at, strict=True)
         )
         positions = effects.positions[bench.at[2]]
         share = float(effects.values[bench.at])
@@ -341,10 +352,13 @@ class Patching:
 
         Raises:
             InputError: If nothing is to be patched.
+            Cancelled: If it was cancelled.
         """
         chosen = [name for name, _ in SITES if name in sites]
         if not chosen:
-            raise InputError("nothing is to be patched: tick the residual stream, attention or feed-forward")
+            raise InputError(
+                "nothing is to be patched: tick the residual stream, attention or feed-forward"
+            )
         choice(method, "Patches", [value for _, value in METHODS])
         choice(tower, "Layers of the", ["language", "vision"])
         bench, target = _bench(session), session.target
@@ -447,9 +461,7 @@ def _made(
             note = "The noise is on the image's tokens, so the picture looks the same."
     every = Target(0, "prob", count=len(question.answer_tokens))
     written = _generated(run, question)
-    return Made(
-        key, question, region, run, written, (clean.score(every), run.score(every)), note
-    )
+    return Made(key, question, region, run, written, (clean.score(every), run.score(every)), note)
 
 
 def _generated(run: Editable, question: Question) -> str:

@@ -10,7 +10,6 @@ import gradio as gr
 import torch
 
 from lvlm_probe.app.desk import Desk
-from lvlm_probe.app.guard import guarded
 from lvlm_probe.app.inputs import Number, choice, whole
 from lvlm_probe.app.service import Question
 from lvlm_probe.app.session import Session
@@ -33,6 +32,10 @@ REMOVALS = (
     ("The same question without an image", "prompt"),
     ("The image in its mean colour", "mean"),
     ("The image blurred", "blur"),
+)
+UNITS = (
+    "<p>Margin: logit less the runner-up's. Entropy and ratio in nats; the ratio is log P(word with the image) − log P(word "
+    "without it): above 0, the image made the word likelier.</p>"
 )
 COUNT = 5  # likeliest tokens told after each layer
 
@@ -66,9 +69,9 @@ class Seeing:
                 elem_id="seeing-removal", interactive=True,
             )  # fmt: skip
         with gr.Row():
-            with gr.Column(scale=1, min_width=360):
+            with gr.Column(scale=2, min_width=300):
                 self.heat = heat("seeing-contribution")
-            with gr.Column(scale=1, min_width=480):
+            with gr.Column(scale=5, min_width=480):
                 self.table = gr.HTML(elem_id="seeing-beliefs", padding=True)
 
     def reading(self) -> None:
@@ -98,9 +101,7 @@ class Seeing:
             [self.by, self.removal, self.layer],
             also=[self.by.input, self.removal.input, self.layer.release],
         )  # fmt: skip
-        self.desk.everything_later(
-            self.heat.pick, self.point, [self.desk.session], [self.layer]
-        )
+        self.desk.everything_later(self.heat.pick, self.point, [self.desk.session], [self.layer])
 
     def draw(self, session: Session, by: str, removal: str, layer: Number) -> list[Any]:
         """Every part by itself: what one cannot show does not hide the others."""
@@ -109,15 +110,16 @@ class Seeing:
             return [None, "", None, "", None, None, ""]
         choice(by, "Visual contribution", [value for _, value in GATHERED])
         choice(removal, "Without the image", [value for _, value in REMOVALS])
-        heated, why_not = _tried(lambda: self._contribution(question, by, session.picked))
-        table, untold = _tried(lambda: self._table(question, by, removal, session.picked))
-        curve, unread = _tried(lambda: self._evolution(question, session))
-        likeliest, _ = _tried(lambda: self._likeliest(question, session.picked))
-        shown, unseen = _tried(lambda: self._words_on_patches(question, session.image, layer))
-        grid, queries = shown or (None, None)
+        told: set[str] = set()
+        heated = _tried(lambda: self._contribution(question, by, session.picked[0], layer), told)
+        table = _tried(lambda: self._table(question, by, removal, session.picked), told)
+        curve = _tried(lambda: self._evolution(question, session), told)
+        likeliest = _tried(lambda: self._likeliest(question, session.picked), told)
+        shown = _tried(lambda: self._words_on_patches(question, session.image, layer), told)
+        grid, queries = shown[0] or (None, None)
         return [
-            heated, (table or _message(untold)) if heated else _message(why_not) + (table or ""), curve,
-            likeliest or _message(unread), grid, queries, _message(unseen),
+            heated[0], heated[1] + (table[0] or "") + table[1], curve[0], curve[1] + (likeliest[0] or "") + likeliest[1],
+            grid, queries, shown[1],
         ]  # fmt: skip
 
     def point(self, session: Session, event: gr.EventData) -> list[Any]:
@@ -134,22 +136,22 @@ class Seeing:
 
         return self.service.cached(question, "grounding", compute)
 
-    def _contribution(self, question: Question, by: str, chosen: Sequence[int]) -> Any:
+    def _contribution(self, question: Question, by: str, word: int, layer: Number) -> Any:
         told = self._told(question)
         if by not in told.layers:
             return None
-        values = told.layers[by]
+        values, after = told.layers[by], whole(layer, "Words on patches after layer", -1, 10_000)
         return views.heat_view(
-            values, _numbered(told.words), [str(layer) for layer in range(values.shape[1])],
+            values, _spelled(told.words), [str(layer) for layer in range(values.shape[1])],
             title="Visual contribution of each word, by layer", row_title="word", column_title="layer",
-            picked=(chosen[0], values.shape[1] - 1),
+            picked=(word, after) if 0 <= after < values.shape[1] else None,
         )  # fmt: skip
 
     def _table(self, question: Question, by: str, removal: str, chosen: Sequence[int]) -> str:
         """With the image always; without it where the model is there and the image can be taken away."""
-        told = self._told(question)
-        without, why = _tried(lambda: self._without(question, removal))
-        return _beliefs(told, by, without, chosen) + _message(why)
+        grounding = self._told(question)
+        without, why = _tried(lambda: self._without(question, removal), set())
+        return _beliefs(grounding, by, without, chosen) + why
 
     def _without(self, question: Question, removal: str) -> contribution.Beliefs:
         case = question.need_case()
@@ -217,19 +219,19 @@ class Seeing:
         return {**view, "opacity": 0.55}, None
 
 
-def _tried(work: Callable[[], T]) -> tuple[T | None, str]:
-    """What it gives, or why it cannot."""
+def _tried(work: Callable[[], T], told: set[str]) -> tuple[T | None, str]:
+    """What it gives, or in a paragraph why it cannot, unless that was told before."""
     try:
         return work(), ""
     except LvlmProbeError as error:
-        return None, str(error)
+        text = str(error)
+    if text in told:
+        return None, ""
+    told.add(text)
+    return None, f"<p>{html.escape(text)}</p>"
 
 
-def _message(text: str) -> str:
-    return f"<p>{html.escape(text)}</p>" if text else ""
-
-
-def _numbered(answer: Sequence[str]) -> list[str]:
+def _spelled(answer: Sequence[str]) -> list[str]:
     return [word.strip() or "␣" for word in answer]
 
 
@@ -239,31 +241,47 @@ def _beliefs(
     without: contribution.Beliefs | None,
     chosen: Sequence[int],
 ) -> str:
-    """One row a word; what the image adds as a bar."""
-    share, own = told.contribution[by].tolist(), told.beliefs
-    head = ["word", "visual contribution", "P with image", "margin", "entropy"]
-    columns = [share, own.probability.tolist(), own.margin.tolist(), own.entropy.tolist()]
-    ratios: list[float] = []
+    """One row a word; what the image adds as a bar. The contribution is told here where no matrix shows it."""
+    groups: list[tuple[str, list[tuple[str, list[str]]]]] = []
+    if by not in told.layers:
+        shares = [_number(share) for share in told.contribution[by].tolist()]
+        groups.append(("", [("visual contribution", shares)]))
+    groups.append(("with the image", _columns(told.beliefs)))
     if without is not None:
-        head += ["P without", "margin", "entropy", "log-likelihood ratio"]
-        columns += [without.probability.tolist(), without.margin.tolist(), without.entropy.tolist()]
-        ratios = (own.logprob - without.logprob).tolist()
-    top = max([abs(ratio) for ratio in ratios] or [1.0]) or 1.0
+        ratios = (told.beliefs.logprob - without.logprob).tolist()
+        top = max(abs(ratio) for ratio in ratios) or 1.0
+        groups.append(("without it", _columns(without)))
+        groups.append(("", [("log-likelihood ratio", [_bar(ratio, top) for ratio in ratios])]))
+    over = "".join(
+        f"<th colspan='{len(columns)}' class='apart'>{title}</th>" for title, columns in groups
+    )
+    heads = "".join(_apart("th", [title for title, _ in columns]) for _, columns in groups)
     body = ""
-    for number, word in enumerate(_numbered(told.words)):
-        cells = "".join(f"<td>{_number(column[number])}</td>" for column in columns)
-        if ratios:
-            cells += f"<td>{_bar(ratios[number], top)}</td>"
-        marked = " class='seeing-picked'" if number in chosen else ""
-        body += f"<tr{marked} data-word='{number}'><th scope='row'>{html.escape(word)}</th>{cells}</tr>"
-    heads = "".join(f"<th scope='col'>{title}</th>" for title in head)
-    return f"<div class='seeing-table'><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>{_UNITS}"
+    for number, word in enumerate(_spelled(told.words)):
+        cells = "".join(
+            _apart("td", [column[number] for _, column in columns]) for _, columns in groups
+        )
+        marked = " class='picked'" if number in chosen else ""
+        body += f"<tr{marked}><th scope='row'>{html.escape(word)}</th>{cells}</tr>"
+    return (
+        f"<div class='numbers'><table><thead><tr><th></th>{over}</tr><tr><th scope='col'>word</th>{heads}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>{UNITS}"
+    )
 
 
-_UNITS = (
-    "<p class='seeing-units'>Margin: logit less the runner-up's. Entropy and log-likelihood ratio in nats; the ratio is "
-    "log P(word with the image) − log P(word without it): above 0, the image made the word likelier.</p>"
-)
+def _columns(known: contribution.Beliefs) -> list[tuple[str, list[str]]]:
+    return [
+        ("probability", [f"{share:.3f}" for share in known.probability.tolist()]),
+        ("margin", [f"{margin:.1f}" for margin in known.margin.tolist()]),
+        ("entropy", [f"{entropy:.2f}" for entropy in known.entropy.tolist()]),
+    ]
+
+
+def _apart(tag: str, cells: Sequence[str]) -> str:
+    """Cells of one group, a line before the first."""
+    return "".join(
+        f"<{tag}{' class=apart' if n == 0 else ''}>{cell}</{tag}>" for n, cell in enumerate(cells)
+    )
 
 
 def _number(value: float) -> str:
@@ -271,29 +289,27 @@ def _number(value: float) -> str:
 
 
 def _bar(value: float, top: float) -> str:
-    side = "left" if value >= 0 else "right"
-    colour = "var(--lv-red)" if value >= 0 else "var(--lv-blue)"
-    return (
-        f"<span class='seeing-bar' style='--share:{abs(value) / top:.3f};--colour:{colour};--side:{side}'>"
-        f"{value:+.2f}</span>"
-    )
+    """From the middle to the right above 0, to the left below it."""
+    width = 50 * abs(value) / top
+    side, colour = ("left", "#c53e3d") if value >= 0 else ("right", "#2a71b2")
+    drawn = f"<i style='{side}: 50%; width: {width:.1f}%; background: {colour}'></i>"
+    return f"{value:+.2f} <span class='bar' aria-hidden='true'>{drawn}</span>"
 
 
 def _likeliest(reading: lens.Reading, word: str) -> str:
     (position,) = reading.positions
     body = ""
     for layer in reading.layers:
-        found = reading.at(position, layer)
         cells = "".join(
-            f"<td class='{'seeing-own' if text.strip() == word.strip() else ''}'>{html.escape(text.strip() or '␣')} "
+            f"<td{' class=own' if text.strip() == word.strip() else ''}>{html.escape(text.strip() or '␣')} "
             f"<small>{share:.2f}</small></td>"
-            for text, share in found
+            for text, share in reading.at(position, layer)
         )
         name = "before the first" if layer == -1 else str(layer)
         body += f"<tr><th scope='row'>{name}</th>{cells}</tr>"
     heads = "".join(f"<th scope='col'>{n + 1}.</th>" for n in range(reading.tokens.shape[2]))
     return (
-        f"<p>Likeliest tokens where “{html.escape(word.strip())}” was written, and their probabilities:</p>"
-        f"<div class='seeing-table'><table><thead><tr><th scope='col'>after layer</th>{heads}</tr></thead>"
+        f"<p>Likeliest tokens where “{html.escape(word.strip())}” was written, with their probabilities:</p>"
+        f"<div class='numbers'><table><thead><tr><th scope='col'>after layer</th>{heads}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )
