@@ -78,10 +78,10 @@ class Seeing:
         """What each layer would write, at the answer and on the patches."""
         count = 0 if self.service.probe is None else len(self.service.probe.sites.language)
         with gr.Row():
-            with gr.Column(scale=1, min_width=360):
+            with gr.Column(scale=1, min_width=420):
                 self.evolution = lines("seeing-evolution")
                 self.likeliest = gr.HTML(elem_id="seeing-likeliest", padding=True)
-            with gr.Column(scale=1, min_width=360):
+            with gr.Column(scale=1, min_width=420):
                 self.layer = gr.Slider(
                     -1, max(count - 1, 0), max((count - 1) // 2, 0), step=1, label="Words on patches after layer",
                     info="−1: what enters the first layer", elem_id="seeing-layer", visible=count > 0,
@@ -249,9 +249,8 @@ def _beliefs(
     groups.append(("with the image", _columns(told.beliefs)))
     if without is not None:
         ratios = (told.beliefs.logprob - without.logprob).tolist()
-        top = max(abs(ratio) for ratio in ratios) or 1.0
         groups.append(("without it", _columns(without)))
-        groups.append(("", [("log-likelihood ratio", [_bar(ratio, top) for ratio in ratios])]))
+        groups.append(("", [("log-likelihood ratio", _bars(ratios))]))
     over = "".join(
         f"<th colspan='{len(columns)}' class='apart'>{title}</th>" for title, columns in groups
     )
@@ -288,12 +287,17 @@ def _number(value: float) -> str:
     return "–" if value != value else "∞" if value == float("inf") else f"{value:.3g}"
 
 
-def _bar(value: float, top: float) -> str:
-    """From the middle to the right above 0, to the left below it."""
-    width = 50 * abs(value) / top
-    side, colour = ("left", "#c53e3d") if value >= 0 else ("right", "#2a71b2")
-    drawn = f"<i style='{side}: 50%; width: {width:.1f}%; background: {colour}'></i>"
-    return f"{value:+.2f} <span class='bar' aria-hidden='true'>{drawn}</span>"
+def _bars(values: Sequence[float]) -> list[str]:
+    """Each number with its bar: red to the right of 0, blue to the left of it."""
+    high, low = max(0.0, *values), -min(0.0, *values)
+    whole_of = (high + low) or 1.0
+    drawn: list[str] = []
+    for value in values:
+        left = 100 * (low - max(0.0, -value)) / whole_of
+        colour = "#c53e3d" if value >= 0 else "#2a71b2"
+        bar = f"<i style='left: {left:.1f}%; width: {100 * abs(value) / whole_of:.1f}%; background: {colour}'></i>"
+        drawn.append(f"{value:+.2f} <span class='bar' aria-hidden='true'>{bar}</span>")
+    return drawn
 
 
 def _likeliest(reading: lens.Reading, word: str) -> str:
