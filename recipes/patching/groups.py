@@ -109,6 +109,9 @@ def groups_of(
         ``"region"``; ``"as many others"``, drawn from the rest of its image, where that is large enough; ``"rest of the
         image"``, other images included; ``"question"`` and ``"last"``. Where the region is its whole image it is called
         ``"image"``. Groups that the tower has no positions of are left out.
+
+    Raises:
+        LayoutError: If none is left.
     """
     along = "P" if tower == "vision" else "N"
     first = case.layout.encoder_length if along == "N" else 0
@@ -131,6 +134,10 @@ def groups_of(
             words = [p for p in _positions(case, name, along) if p >= first]
             if words:
                 found[name] = words
+    if not found:
+        raise LayoutError(
+            f"nobody knows which positions of the {tower} tower show the image, so none can be patched: take the other tower"
+        )
     return found
 
 

@@ -141,7 +141,10 @@ class Patching:
         found = [self.found, self.measured, *self.heats, self.detail, self.said, self.curve]
         settings = [self.how, self.colour]
         self.desk.shows(
-            NAME, self.draw, [self.clean, self.hint, self.how, *made, self.progress, *found]
+            NAME,
+            self.draw,
+            [self.clean, self.hint, self.how, *made, self.progress, *found],
+            [self.how],
         )
         self.how.input(_shows_colour, self.how, self.colour, show_progress="hidden")
         self.clean.pick(guarded(self.choose), session, self.hint, show_progress="hidden")
@@ -161,16 +164,17 @@ class Patching:
 
     # What is shown
 
-    def draw(self, session: Session) -> list[Any]:
+    def draw(self, session: Session, how: str | None) -> list[Any]:
         """Everything, as it stands for the question at hand."""
         question = session.question
         if question is None:
             return [None, "", gr.skip(), None, "", "", *self._nothing()]
-        bench = bench_of(session)
         ways = [*WAYS, *edited(session)]
+        # Another question may have no edited picture.
+        kept = how if how in [value for _, value in ways] else "erase"
         return [
-            clean_map(session, question), hint(session), gr.update(choices=ways), *self._made(session, bench.made),
-            "", *self._found(session),
+            clean_map(session, question), hint(session), gr.update(choices=ways, value=kept),
+            *self._made(session, bench_of(session).made), "", *self._found(session),
         ]  # fmt: skip
 
     def _made(self, session: Session, made: Made | None) -> list[Any]:
@@ -271,8 +275,7 @@ class Patching:
         """Make the corrupted run if it is not there, and patch it.
 
         Raises:
-            InputError: If nothing is to be patched.
-            Cancelled: If it was cancelled.
+            InputError: If nothing is to be patched, or nothing could come of it.
         """
         chosen = [name for name, _ in SITES if name in sites]
         if not chosen:
@@ -281,6 +284,11 @@ class Patching:
             )
         choice(method, "Patches", [value for _, value in METHODS])
         choice(tower, "Layers of the", ["language", "vision"])
+        if how == "noise" and tower == "vision":
+            raise InputError(
+                "the noise comes behind the vision encoder, whose layers can restore nothing of it: corrupt otherwise, or "
+                "patch the language model"
+            )
         bench, target = bench_of(session), session.target
         made = self._corrupted(session, how, new_colour)
         bench.made, bench.effects = made, None
@@ -292,10 +300,12 @@ class Patching:
                 if result is None:
                     yield [f"Patches: {progress}", gr.skip(), gr.skip(), *waiting]
                     continue
-                bench.effects, bench.asked, bench.at = result, target, (0, 0, 0)
+                bench.made, bench.effects = made, result
+                bench.asked, bench.at = target, (0, 0, 0)
                 yield [counted(result), gr.skip(), gr.skip(), *self._found(session)]
-        except Cancelled:
-            yield ["Cancelled.", gr.skip(), gr.skip(), *self._nothing()]
+        except Exception as error:
+            said = "Cancelled." if isinstance(error, Cancelled) else ""
+            yield [said, gr.skip(), gr.skip(), *self._nothing()]
             raise
 
     def _work(
