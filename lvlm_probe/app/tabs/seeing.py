@@ -33,10 +33,8 @@ REMOVALS = (
     ("The image in its mean colour", "mean"),
     ("The image blurred", "blur"),
 )
-UNITS = (
-    "<p>Margin: logit less the runner-up's. Entropy and ratio in nats; the ratio is log P(word with the image) − log P(word "
-    "without it): above 0, the image made the word likelier.</p>"
-)
+UNITS = "Margin: logit less the runner-up's. Entropy in nats."
+RATIO = "The ratio is log P(word with the image) − log P(word without it), in nats: above 0, the image made the word likelier."
 COUNT = 5  # likeliest tokens told after each layer
 
 T = TypeVar("T")
@@ -112,7 +110,7 @@ class Seeing:
         choice(removal, "Without the image", [value for _, value in REMOVALS])
         told: set[str] = set()
         heated = _tried(lambda: self._contribution(question, by, session.picked[0], layer), told)
-        table = _tried(lambda: self._table(question, by, removal, session.picked), told)
+        table = _tried(lambda: self._table(question, by, removal, session.picked, told), told)
         curve = _tried(lambda: self._evolution(question, session), told)
         likeliest = _tried(lambda: self._likeliest(question, session.picked), told)
         shown = _tried(lambda: self._words_on_patches(question, session.image, layer), told)
@@ -147,10 +145,12 @@ class Seeing:
             picked=(word, after) if 0 <= after < values.shape[1] else None,
         )  # fmt: skip
 
-    def _table(self, question: Question, by: str, removal: str, chosen: Sequence[int]) -> str:
+    def _table(
+        self, question: Question, by: str, removal: str, chosen: Sequence[int], told: set[str]
+    ) -> str:
         """With the image always; without it where the model is there and the image can be taken away."""
         grounding = self._told(question)
-        without, why = _tried(lambda: self._without(question, removal), set())
+        without, why = _tried(lambda: self._without(question, removal), told)
         return _beliefs(grounding, by, without, chosen) + why
 
     def _without(self, question: Question, removal: str) -> contribution.Beliefs:
@@ -251,6 +251,7 @@ def _beliefs(
         ratios = (told.beliefs.logprob - without.logprob).tolist()
         groups.append(("without it", _columns(without)))
         groups.append(("", [("log-likelihood ratio", _bars(ratios))]))
+    units = UNITS if without is None else f"{UNITS} {RATIO}"
     over = "".join(
         f"<th colspan='{len(columns)}' class='apart'>{title}</th>" for title, columns in groups
     )
@@ -264,7 +265,7 @@ def _beliefs(
         body += f"<tr{marked}><th scope='row'>{html.escape(word)}</th>{cells}</tr>"
     return (
         f"<div class='numbers'><table><thead><tr><th></th>{over}</tr><tr><th scope='col'>word</th>{heads}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>{UNITS}"
+        f"<tbody>{body}</tbody></table></div><p>{units}</p>"
     )
 
 
