@@ -326,7 +326,10 @@ def test_labels_are_written_on_cells(page: Page) -> None:
     show(page, "map", view)
     brightest = (
         "([x, y, w, h]) => { const c = document.querySelector('canvas'), [u, v] = [c.width / 60, c.height / 40];"
-        " const found = c.getContext('2d').getImageData(x * u, y * v, w * u, h * v).data;"
+        " const copy = document.createElement('canvas'); [copy.width, copy.height] = [w * u, h * v];"
+        " const context = copy.getContext('2d');"
+        " context.drawImage(c, x * u, y * v, w * u, h * v, 0, 0, w * u, h * v);"
+        " const found = context.getImageData(0, 0, w * u, h * v).data;"
         " return found.reduce((most, value, n) => (n % 4 === 3 ? most : Math.max(most, value)), 0); }"
     )
     cells = {(0, 0): True, (0, 1): False, (1, 0): False}
