@@ -32,6 +32,8 @@ from lvlm_probe.recipes import patching
 COLOUR = load_examples()[0]
 LEFT, TOP, RIGHT, BOTTOM = COLOUR.evidence_boxes[0]
 expect.set_options(timeout=SECONDS)
+# gradio leaves the event loops of its blocks open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 SIDE = 8  # pixels of a token's side in the demo model
 
 

@@ -22,6 +22,8 @@ from lvlm_probe.recipes import contribution, lens
 
 CAPTION = next(example for example in load_examples() if example.kind == "caption")
 expect.set_options(timeout=SECONDS)
+# gradio leaves the event loops of its blocks open.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
