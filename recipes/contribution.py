@@ -26,7 +26,7 @@ from lvlm_probe.asking import asked, encoded, with_answer
 from lvlm_probe.attention import AttentionCall
 from lvlm_probe.attribution import Attribution
 from lvlm_probe.case import Case
-from lvlm_probe.errors import RecipeError
+from lvlm_probe.errors import RecipeError, TraceError
 from lvlm_probe.layout import TokenLayout
 from lvlm_probe.recipe import Context, Reducer, Together, TraceRecipe, find_recipe
 from lvlm_probe.trace import Trace
@@ -163,16 +163,25 @@ def visual_contribution(
     return _ratio(attribution, by, crosses), layers
 
 
-def beliefs(source: Case | Trace) -> Beliefs:
+def beliefs(source: Case | Trace, *, removal: str | Removal | None = None) -> Beliefs:
     """Probability, margin and entropy of each answer token.
 
     Args:
         source: A case, or a trace with logits.
+        removal: Of the same answer without the image, taken away as :func:`log_likelihood_ratio` does; with the image if
+            None.
 
     Raises:
-        TraceError: If the logits were not recorded.
+        TraceError: If the logits were not recorded, or the image is to be taken from a trace.
+        RecipeError: If there is no image, or it cannot be taken away like this.
     """
-    return _beliefs(_logits(source), _answer_ids(source))
+    if removal is None:
+        return _beliefs(_logits(source), _answer_ids(source))
+    if isinstance(source, Trace):
+        raise TraceError(
+            "a trace holds one run of the model, the one with the image: give the case it was recorded from"
+        )
+    return _beliefs(_without(source, _removal(removal)), source.answer_ids)
 
 
 def log_likelihood_ratio(case: Case, removal: str | Removal = "knockout") -> Float[Tensor, " A"]:

@@ -23,6 +23,19 @@ CSS = (
 .gradio-container { max-width: 1500px !important; }
 #title h1 { font-size: 1.35rem; margin: 0; } #title p { margin: .1rem 0 0; opacity: .75; }
 #title { padding: .2rem 0; }
+.numbers { overflow-x: auto; }
+#tabs .numbers :is(table, tr) { border: 0; }
+#tabs .numbers table { width: auto; margin: .3rem 0; font-size: 13px; font-variant-numeric: tabular-nums; }
+#tabs .numbers :is(td, th) {
+  padding: 2px 9px; border: 0; border-bottom: 1px solid var(--border-color-primary); text-align: end; white-space: nowrap;
+}
+#tabs .numbers thead th { font-weight: 400; opacity: .75; }
+#tabs .numbers tbody th { font-weight: 600; }
+#tabs .numbers .apart { border-inline-start: 1px solid var(--border-color-primary); }
+#tabs .numbers :is(.own, .picked > th) { background: color-mix(in srgb, var(--color-accent) 22%, transparent); }
+#tabs .numbers small { opacity: .7; }
+.numbers .bar { position: relative; display: inline-block; width: 110px; height: 1.2em; vertical-align: middle; }
+.numbers .bar i { position: absolute; top: 2px; bottom: 2px; border-radius: 3px; }
 """
 )
 

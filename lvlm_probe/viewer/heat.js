@@ -10,6 +10,7 @@ const HEAT_DEFAULTS = {
   rowTitle: "",
   columnTitle: "",
   picked: null,
+  digits: null,
 };
 const ROOM = 14; // columns up to which each cell shows its number
 
@@ -27,6 +28,13 @@ function heat(element, view, { onPick = null, onHover = null } = {}) {
       return `${rowTitle} ${rows[row]}, ${columnTitle} ${columns[column]}`.trim();
     };
 
+    /** The number on a cell: as many digits behind the point as asked for, or else two significant ones. */
+    function written(value) {
+      const { digits } = state.view;
+      if (digits === null) return told(Number(value.toPrecision(2)));
+      return (Math.round(value * 10 ** digits) / 10 ** digits + 0).toFixed(digits);
+    }
+
     function cellOf(row, column, scale, colours) {
       const value = state.view.values[row][column];
       const cell = make("td", "lv-cell", { role: "gridcell", tabindex: -1 });
@@ -39,7 +47,7 @@ function heat(element, view, { onPick = null, onHover = null } = {}) {
         cell.style.background = css(colour);
         cell.style.color = bright > 0.55 ? "#000" : "#fff";
         cell.dataset.value = value;
-        if (state.view.columns.length <= ROOM) cell.textContent = told(Number(value.toPrecision(2)));
+        if (state.view.columns.length <= ROOM) cell.textContent = written(value);
       }
       const isPicked = sameCell(state.view.picked, [row, column]);
       if (onPick) cell.setAttribute("aria-selected", String(isPicked));

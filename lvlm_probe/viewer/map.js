@@ -34,6 +34,9 @@ function cellAt({ box: [left, top, right, bottom], rows, columns }, x, y) {
   return inside ? row * columns + column : -1;
 }
 
+/** The label of a cell; empty where it has none. */
+const labelOf = (grid, cell) => String(grid.labels?.[cell] ?? "");
+
 function boxOf({ box: [left, top, right, bottom], rows, columns }, cell) {
   const width = (right - left) / columns;
   const height = (bottom - top) / rows;
@@ -175,6 +178,32 @@ function map(element, view, { onPick = null, onHover = null } = {}) {
       }
     }
 
+    /** The labels of cells, in one size a grid, long ones squeezed; where grids lie over one another, those of the finest. */
+    function write(context) {
+      const { grids } = state.view;
+      context.textAlign = "center";
+      context.textBaseline = "middle";
+      context.lineJoin = "round";
+      grids.forEach((grid, number) => {
+        const lengths = (grid.labels || []).map((label) => String(label).length);
+        const longest = Math.min(Math.max(3, ...lengths), 8);
+        for (let cell = 0; cell < lengths.length; cell += 1) {
+          const text = labelOf(grid, cell);
+          const [left, top, right, bottom] = boxOf(grid, cell).map((v) => v * drawn.zoom);
+          const [x, y] = [(left + right) / 2, (top + bottom) / 2];
+          const over = findCell(x / drawn.zoom, y / drawn.zoom, null);
+          if (!text || (over && over[0] !== number)) continue;
+          const size = Math.min(0.42 * (bottom - top), (1.6 * (right - left)) / longest);
+          context.font = `600 ${size}px system-ui, sans-serif`;
+          context.strokeStyle = "#000c";
+          context.lineWidth = size / 5;
+          context.strokeText(text, x, y, right - left);
+          context.fillStyle = "#ffffff";
+          context.fillText(text, x, y, right - left);
+        }
+      });
+    }
+
     function paint() {
       const context = canvas.getContext("2d");
       const { width, height } = canvas;
@@ -189,6 +218,7 @@ function map(element, view, { onPick = null, onHover = null } = {}) {
       }
       context.imageSmoothingEnabled = false;
       if (!bare) context.drawImage(drawn.heat, 0, 0, width, height);
+      if (!at.plain) write(context);
       const line = Math.max(2, width / 260);
       for (const cell of state.view.picked) outline(context, cell, "#ffd24d", line);
       if (at.cell) outline(context, at.cell, "#ffffff", line);
@@ -214,8 +244,10 @@ function map(element, view, { onPick = null, onHover = null } = {}) {
       const score = scoreAt((left + right) / 2, (top + bottom) / 2);
       const tile = grids.length > 1 ? `grid ${number + 1}, ` : "";
       const isPicked = state.view.picked.some((other) => sameCell(other, at.cell));
+      const label = labelOf(grid, cell);
       readout.textContent =
         `${tile}row ${row}, column ${(cell % grid.columns) + 1}` +
+        (label ? `, “${label}”` : "") +
         (score === null ? "" : `: ${told(score)}`) +
         (isPicked ? ", picked" : "");
     }

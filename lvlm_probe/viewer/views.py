@@ -29,6 +29,7 @@ __all__ = [
     "map_view",
     "numbers",
     "picture_uri",
+    "picture_view",
     "scale_of",
     "words_view",
 ]
@@ -65,6 +66,30 @@ def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
     return file.getvalue()
 
 
+def picture_view(
+    picture: Image.Image, alt: str = "The picture", caption: str = "", longest: int = 1152
+) -> View:
+    """A picture without cells, for ``lvlmViewer.map``.
+
+    Args:
+        picture: Of any mode.
+        alt: What it is, for those who cannot see it.
+        caption: Below it.
+        longest: Most pixels of its longer side.
+    """
+    return {
+        "image": picture_uri(picture, longest),
+        "size": [picture.height, picture.width],
+        "alt": alt,
+        "grids": [],
+        "picked": [],
+        "pick": None,
+        "scale": None,
+        "colours": None,
+        "caption": caption,
+    }
+
+
 def scale_of(*scores: Tensor) -> dict[str, float]:
     """One scale for all: from 0 up, or as far below 0 as above it where a score is negative."""
     known = torch.cat([part.detach().float().flatten().cpu() for part in scores])
@@ -91,6 +116,8 @@ def grid_view(
     picture: Image.Image | str | None = None,
     scale: Scale | None = None,
     pick: str | None = None,
+    picked: Sequence[tuple[int, int]] = (),
+    labels: Sequence[Sequence[str]] | None = None,
     alt: str = "The picture",
     caption: str = "",
 ) -> View:
@@ -104,6 +131,8 @@ def grid_view(
         picture: What lies beneath, or its address.
         scale: One that several views share; the scores' own by default.
         pick: ``"cell"`` or ``"cells"`` that can be picked.
+        picked: Grid and cell of those that are outlined.
+        labels: A short text for each cell, written on it; one list a grid, row by row.
         alt: What the picture is, for those who cannot see it.
         caption: Below it.
 
@@ -137,14 +166,15 @@ def grid_view(
                 "rows": grid.rows,
                 "columns": grid.columns,
                 "scores": None if part is None else numbers(part.flatten()),
+                "labels": None if labels is None else list(labels[number]),
             }
-            for grid, part in zip(places, given, strict=True)
+            for number, (grid, part) in enumerate(zip(places, given, strict=True))
         ],
         "scale": dict(fitting),
         "colours": "diverging" if fitting["low"] < 0 else "inferno",
         "opacity": 0.6,
         "pick": pick,
-        "picked": [],
+        "picked": [list(cell) for cell in picked],
         "legend": bool(known),
         "caption": caption,
     }
@@ -246,6 +276,7 @@ def heat_view(
     row_title: str = "",
     column_title: str = "",
     picked: tuple[int, int] | None = None,
+    digits: int | None = None,
 ) -> View:
     """A matrix, for ``lvlmViewer.heat``.
 
@@ -258,6 +289,7 @@ def heat_view(
         row_title: What rows are.
         column_title: What columns are.
         picked: Row and column.
+        digits: Behind the point of the numbers on the cells; two significant ones by default.
 
     Raises:
         LayoutError: If the labels are not as many as rows and columns.
@@ -277,6 +309,7 @@ def heat_view(
         "rowTitle": row_title,
         "columnTitle": column_title,
         "picked": None if picked is None else list(picked),
+        "digits": digits,
     }
 
 

@@ -23,6 +23,14 @@ from lvlm_probe.recipes.patching.corrupt import (
 )
 from lvlm_probe.recipes.patching.effects import Effects
 from lvlm_probe.recipes.patching.estimate import attribution_patching
+from lvlm_probe.recipes.patching.groups import (
+    difference,
+    grids_of,
+    groups_of,
+    patched_back,
+    put_back,
+    region_of,
+)
 from lvlm_probe.recipes.patching.metric import Metric
 from lvlm_probe.recipes.patching.recipe import PATCHING
 from lvlm_probe.recipes.patching.sweep import activation_patching
@@ -38,7 +46,13 @@ __all__ = [
     "attribution_patching",
     "blurred",
     "corrupted",
+    "difference",
     "erased",
+    "grids_of",
+    "groups_of",
     "noised",
+    "patched_back",
+    "put_back",
     "recoloured",
+    "region_of",
 ]

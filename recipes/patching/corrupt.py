@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from lvlm_probe.asking import asked, with_answer
+from lvlm_probe.asking import asked, encoded, with_answer
 from lvlm_probe.case import Case
 from lvlm_probe.edits import Write
 from lvlm_probe.errors import ImageError, RecipeError
@@ -49,7 +49,7 @@ def another_image(case: Case, image: ImageLike, *, which: int = 0) -> Case:
     pictures = _pictures(case)
     case.layout.image(which)
     pictures[which] = load_image(image)
-    return _asked(case, pictures, case.prompt)
+    return _shown(case, pictures)
 
 
 def another_question(case: Case, prompt: str) -> Case:
@@ -181,9 +181,27 @@ def _pictures(case: Case) -> list[Image.Image]:
     return list(case.images)
 
 
+def _shown(case: Case, pictures: Sequence[Image.Image]) -> Case:
+    """Other pictures in the very same prompt, earlier turns included."""
+    if not case.text:
+        return _asked(case, pictures, case.prompt)
+    return _answered(
+        case, pictures, case.prompt, encoded(case.probe, pictures, case.text), case.text
+    )
+
+
 def _asked(case: Case, pictures: Sequence[Image.Image], prompt: str) -> Case:
+    return _answered(case, pictures, prompt, *asked(case.probe, pictures, prompt))
+
+
+def _answered(
+    case: Case,
+    pictures: Sequence[Image.Image],
+    prompt: str,
+    inputs: dict[str, Tensor],
+    text: str,
+) -> Case:
     """The very same answer tokens, whatever their text would be read as."""
-    inputs, text = asked(case.probe, pictures, prompt)
     whole, start = with_answer(case.probe, inputs, case.answer_ids)
     return Case(case.probe, whole, start, tuple(pictures), prompt, text)
 
@@ -201,7 +219,7 @@ def _painted(
         raise ImageError("the region holds no pixel of the image: give a box or a mask inside it")
     done = np.clip(np.rint(paint(pixels, mask)), 0, 255).astype(np.uint8)
     pictures[region.image] = Image.fromarray(done)
-    return _asked(case, pictures, case.prompt)
+    return _shown(case, pictures)
 
 
 def _mask(region: Region, size: tuple[int, int]) -> NDArray[np.bool_]:

@@ -16,10 +16,11 @@ from lvlm_probe.errors import RecipeError
 from lvlm_probe.intervene import Editable
 from lvlm_probe.places import Place, place_of
 from lvlm_probe.positions import Where, aligned, positions_of
+from lvlm_probe.probe import Probe
 from lvlm_probe.recipes.patching.metric import Metric
 from lvlm_probe.target import Target
 
-__all__ = ["SITES", "Group", "Groups", "Pair"]
+__all__ = ["SITES", "Group", "Groups", "Pair", "site_name"]
 
 SITES = ("residual", "residual.input", "attention", "mlp")
 Groups = Mapping[str, Where] | Sequence[str] | str
@@ -107,18 +108,8 @@ class Pair:
 
     def _place(self, site: str, layer: int) -> Place | None:
         probe = self.corrupted.plain.probe
-        known = (probe.sites.language if self.tower == "language" else probe.sites.vision)[layer]
-        part = site
-        if site == "attention" and known.attention is None:
-            part = "cross_attention"
-        path = {
-            "mlp": known.mlp,
-            "attention": known.attention,
-            "cross_attention": known.cross_attention,
-        }
-        if path.get(part, "") is None:
-            return None
-        return place_of(probe.model, probe.sites, f"{self.tower}.layers.{layer}.{part}")
+        name = site_name(probe, self.tower, site, layer)
+        return None if name is None else place_of(probe.model, probe.sites, name)
 
     def _groups(self, positions: Groups, place: Place) -> tuple[Group, ...]:
         case = self.corrupted.plain
@@ -163,6 +154,27 @@ class Pair:
                 )
             )
         return counts.pop()
+
+
+def site_name(probe: Probe, tower: str, site: str, layer: int) -> str | None:
+    """How :mod:`lvlm_probe.places` names a site of a layer; None where the layer has no such module.
+
+    Args:
+        probe: Whose layers.
+        tower: ``"language"`` or ``"vision"``.
+        site: One of :data:`SITES`.
+        layer: From 0.
+    """
+    known = (probe.sites.language if tower == "language" else probe.sites.vision)[layer]
+    part = site
+    if site == "attention" and known.attention is None:
+        part = "cross_attention"
+    path = {
+        "mlp": known.mlp,
+        "attention": known.attention,
+        "cross_attention": known.cross_attention,
+    }
+    return None if path.get(part, "") is None else f"{tower}.layers.{layer}.{part}"
 
 
 def _spelt(case: Case, name: str, place: Place) -> Mapping[str, Where]:

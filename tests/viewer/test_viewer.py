@@ -317,3 +317,38 @@ def test_views_refuse_what_does_not_fit() -> None:
         views.grid_view(torch.zeros(3, 3), LAYOUT, grids=[LEFT])
     with pytest.raises(LayoutError, match=r"shape \(2, 2\) has 1 row and 2 column labels"):
         views.heat_view(torch.zeros(2, 2), ["a"], ["b", "c"])
+
+
+def test_labels_are_written_on_cells(page: Page) -> None:
+    """White letters where a label is, none beside it or where the picture is shown alone."""
+    grids, labels = [LEFT, RIGHT], [["MMMM", "", "", ""], ["", "", "", "HHHH"]]
+    view = views.grid_view(None, LAYOUT, grids=grids, labels=labels, picture=TALL)
+    show(page, "map", view)
+    brightest = (
+        "([x, y, w, h]) => { const c = document.querySelector('canvas'), [u, v] = [c.width / 60, c.height / 40];"
+        " const copy = document.createElement('canvas'); [copy.width, copy.height] = [w * u, h * v];"
+        " const context = copy.getContext('2d');"
+        " context.drawImage(c, x * u, y * v, w * u, h * v, 0, 0, w * u, h * v);"
+        " const found = context.getImageData(0, 0, w * u, h * v).data;"
+        " return found.reduce((most, value, n) => (n % 4 === 3 ? most : Math.max(most, value)), 0); }"
+    )
+    cells = {(0, 0): True, (0, 1): False, (1, 0): False}
+    for (row, column), written in cells.items():
+        place = [15 * column + 1, 20 * row + 1, 13, 18]
+        # A letter's white against the grey of 100; each fourth number is the alpha channel.
+        seen = page.evaluate(brightest, place)
+        assert (seen > 240) is written, (row, column)
+    canvas = page.locator("canvas")
+    canvas.focus()
+    page.keyboard.press("ArrowRight")
+    assert "“MMMM”" in page.locator(".lv-readout").inner_text()
+    page.keyboard.press("p")
+    assert page.evaluate(brightest, [1, 1, 13, 18]) < 150
+
+
+def test_digits_of_a_matrix(page: Page) -> None:
+    values = torch.tensor([[0.00062, -0.0004, 1.0]])
+    show(page, "heat", views.heat_view(values, ["a"], ["x", "y", "z"], digits=2))
+    assert page.locator("td").all_inner_texts() == ["0.00", "0.00", "1.00"]
+    show(page, "heat", views.heat_view(values, ["a"], ["x", "y", "z"]))
+    assert page.locator("td").all_inner_texts() == ["6.2e-4", "-4.0e-4", "1"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lvlm_probe.app.tabs import attention, chat, relevancy
+from lvlm_probe.app.tabs import attention, chat, patching, relevancy, seeing
 
 __all__ = ["TABS"]
 
-TABS = (chat.build, attention.build, relevancy.build)
+TABS = (chat.build, attention.build, relevancy.build, patching.build, seeing.build)
