@@ -111,7 +111,9 @@ def patch(
         "layer", *(f"{site} {group}" for site in effects.axes["site"] for group in groups)
     )
     for layer in effects.axes["layer"]:
-        table.add_row(layer, *(f"{v:.2f}" for v in effects.of(layer=layer).flatten().tolist()))
+        table.add_row(
+            layer, *(f"{round(v, 2) + 0.0:.2f}" for v in effects.of(layer=layer).flatten().tolist())
+        )
     table.title = f"share restored of the {effects.metric}"
     console.print(table)
     effects.plot().savefig(out / "effects.png", dpi=150)
