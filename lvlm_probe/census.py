@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from lvlm_probe.forward import logits_of as logits_in
+from lvlm_probe.forward import run_model
 from lvlm_probe.hooks import attention_kind, untouched
 
 __all__ = ["Attending", "Census", "census", "configs", "held", "logits_of", "running_eager"]
@@ -74,11 +76,7 @@ def census(model: nn.Module, inputs: Mapping[str, Tensor], count: int) -> Census
 
 def logits_of(model: nn.Module, inputs: Mapping[str, Tensor], count: int) -> Tensor:
     """Those that predict the answer's tokens, [A V]; nothing else is asked of the model."""
-    options: dict[str, Any] = {}
-    if hasattr(model, "config"):
-        options = {"use_cache": False, "return_dict": True}
-    result = model(**inputs, **options)
-    logits = result if isinstance(result, Tensor) else result.logits
+    logits = logits_in(run_model(model, inputs))
     return logits[0, -count - 1 : -1]
 
 

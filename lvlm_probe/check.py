@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch import nn
 
 from lvlm_probe.case import Case
-from lvlm_probe.census import configs
 from lvlm_probe.checking import Checking
 from lvlm_probe.errors import AnswerError, LvlmProbeError, PromptError
 from lvlm_probe.hooks import untouched
 from lvlm_probe.images import ImageLike
 from lvlm_probe.placing import check_places, check_span
+from lvlm_probe.state import State, restored
 from lvlm_probe.verdict import Check, CheckReport
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ QUESTION = "What color is the block?"
 _ANSWER = "red"  # where the model itself has nothing to say
 _TOKENS = 4
 # What a model that is run in an unusual way may raise.
-_TROUBLE = (
+TROUBLE = (
     LvlmProbeError,
     RuntimeError,
     ValueError,
@@ -72,17 +70,17 @@ def check(
             "as probe.case_from_inputs(...) makes it"
         )
     started = time.perf_counter()
-    before = _State.of(probe.model)
+    before = State.of(probe.model)
     checks: list[Check] = []
     with untouched(probe.model):
         try:
             asked = case or _case(probe, images, prompt, answer)
-        except _TROUBLE as error:
+        except TROUBLE as error:
             checks.append(Check("case", "failed", f"{type(error).__name__}: {error}"))
             asked = None
         if asked is not None:
             checks += _checks(asked)
-    checks.append(_restored(before, _State.of(probe.model)))
+    checks.append(restored(before, State.of(probe.model)))
     return CheckReport(
         checks=tuple(checks),
         model=probe.name,
@@ -141,7 +139,7 @@ def _checks(case: Case) -> list[Check]:
 def _tried(name: str, made: Callable[[], Check]) -> Check:
     try:
         return made()
-    except _TROUBLE as error:
+    except TROUBLE as error:
         return Check(name, "failed", f"{type(error).__name__}: {error}")
 
 
@@ -159,52 +157,3 @@ def _about(probe: Probe, case: Case | None) -> dict[str, Any]:
             "answer": case.answer,
         }
     return about
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """What a run could leave behind on a model, by the path of a module or parameter."""
-
-    hooks: dict[str, tuple[int, ...]]
-    controllers: dict[str, tuple[str, ...]]
-    training: dict[str, bool]
-    trainable: dict[str, bool]
-    gradients: dict[str, bool]
-    kernels: list[Any]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _State:
-        """As the model stands."""
-        modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
-        return cls(
-            hooks={path: _hooks(module) for path, module in modules.items()},
-            controllers={
-                path: tuple(n for n in ("__nnsight__", "forward") if n in vars(module))
-                for path, module in modules.items()
-            },
-            training={path: module.training for path, module in modules.items()},
-            trainable={path: each.requires_grad for path, each in parameters.items()},
-            gradients={path: each.grad is not None for path, each in parameters.items()},
-            kernels=[config._attn_implementation_internal for config in configs(model)],
-        )
-
-
-def _hooks(module: nn.Module) -> tuple[int, ...]:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return tuple(len(vars(module)[kind]) for kind in kinds)
-
-
-def _restored(before: _State, after: _State) -> Check:
-    changed = [
-        f"{what} of {path or 'the model'}"
-        for what in ("hooks", "controllers", "training", "trainable", "gradients")
-        for path, value in getattr(after, what).items()
-        if getattr(before, what)[path] != value
-    ]
-    if before.kernels != after.kernels:
-        changed.append("the attention kernel")
-    if changed:
-        told = f"changed by this check, and not put back: {', '.join(changed[:6])}"
-        return Check("restored", "failed", told, float(len(changed)), 0.0)
-    told = f"{len(after.hooks)} modules and {len(after.trainable)} parameters are as they were"
-    return Check("restored", "passed", told, 0.0, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from lvlm_probe.edges import Cut, Edges
 from lvlm_probe.errors import CaptureError, LayoutError
+from lvlm_probe.forward import logits_of as logits_in
+from lvlm_probe.forward import run_model
 from lvlm_probe.hooks import Swap, Tap, attention_kind, observed, swapped, untouched
 from lvlm_probe.places import Place, place_of
 from lvlm_probe.positions import Where, positions_of
@@ -138,14 +139,8 @@ def answer_logits(model: Any, inputs: Mapping[str, Tensor], count: int) -> Float
         inputs: What its forward takes: prompts and answers.
         count: A, of the answer's tokens.
     """
-    options: dict[str, Any] = {"use_cache": False, "return_dict": True}
-    parameters = inspect.signature(type(model).forward).parameters
-    if "logits_to_keep" in parameters:
-        options["logits_to_keep"] = count + 1  # spares the output head the whole prompt
-    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-        options = {name: value for name, value in options.items() if name in parameters}
-    result = model(**inputs, **options)
-    logits = result if isinstance(result, Tensor) else result.logits
+    # Keeping those of the answer alone spares the output head the whole prompt.
+    logits = logits_in(run_model(model, inputs, logits_to_keep=count + 1))
     return logits[:, -count - 1 : -1]
 
 

@@ -19,8 +19,8 @@ One tree, so that one ``except`` can catch it all; each leaf also derives from t
     │   └── OutputError (OSError)        a file that cannot be written or read
     └── MissingExtraError (ImportError)  an optional dependency is not installed
 
-A message states the fact, the values, and the cure. What still can be used, but for less, is a warning,
-:class:`UnmappedImageWarning`.
+A message states the fact, the values, and the cure. What still can be used, but for less, is a warning:
+:class:`UnmappedImageWarning`, :class:`IncompleteWarning`.
 """
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "AnswerError",
     "CaptureError",
     "ImageError",
+    "IncompleteWarning",
     "InputError",
     "LayoutError",
     "LvlmProbeError",
@@ -110,3 +111,7 @@ class MissingExtraError(LvlmProbeError, ImportError):
 
 class UnmappedImageWarning(UserWarning):
     """Which positions show an image cannot be told: tokens can be explained, pixels cannot."""
+
+
+class IncompleteWarning(UserWarning):
+    """Scores that should add up to the target's change do not, within the steps that were allowed."""

@@ -133,7 +133,10 @@ def _by_place(case: Case, where: Any, along: str) -> Positions:
         inside = layout.patches_in_box if along == "P" else layout.tokens_in_box
         return Positions(tuple(inside(region.image, part)))
     if isinstance(part, Tensor | np.ndarray):  # pyright: ignore[reportUnnecessaryIsInstance]
-        return Positions(_under_mask(span, torch.as_tensor(part), along))
+        mask = (
+            part if isinstance(part, Tensor) else torch.tensor(part)
+        )  # a copy: arrays may be read-only
+        return Positions(_under_mask(span, mask, along))
     raise LayoutError(
         f"a {type(part).__name__} names no positions: give a name, a word, a Box, a mask [Y X], a Region or a list of "
         "positions"

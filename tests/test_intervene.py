@@ -273,6 +273,7 @@ def test_positions(case: lp.Case) -> None:
     size = layout.images[0].size
     mask = np.zeros(size, dtype=bool)
     mask[10:15, 20:25] = True
+    mask.flags.writeable = False
     expected = {
         p
         for grid in layout.images[0].tokens
@@ -283,7 +284,7 @@ def test_positions(case: lp.Case) -> None:
         and c.top <= y + 0.5 < c.bottom
     }
     assert set(positions_of(case, mask).indices) == expected
-    assert positions_of(case, Region(torch.from_numpy(mask))).indices == tuple(sorted(expected))
+    assert positions_of(case, Region(torch.tensor(mask))).indices == tuple(sorted(expected))
     patches = positions_of(case, mask, "P").indices
     assert len(patches) == len(expected)
     assert positions_of(case, "image").onwards is None

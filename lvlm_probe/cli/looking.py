@@ -54,7 +54,8 @@ def lens(
     reading = read_layers(case, positions, count=top)
     for position in reading.positions:
         table = Table("layer", *(f"{n + 1}." for n in range(top)))
-        table.title = f"after {case.words[position].strip()!r} (position {position})"
+        # Not as the table's title, which is broken where the table is narrow.
+        console.print(f"after {case.words[position].strip()!r} (position {position})", markup=False)
         for layer in reading.layers:
             cells = [f"{word.strip()} {share:.2f}" for word, share in reading.at(position, layer)]
             table.add_row("input" if layer == -1 else str(layer), *cells)
@@ -107,13 +108,13 @@ def patch(
         if method == "attribution":
             run = patching.attribution_patching
         effects = run(case, corrupted, positions=groups)
-    table = Table(
-        "layer", *(f"{site} {group}" for site in effects.axes["site"] for group in groups)
-    )
-    for layer in effects.axes["layer"]:
-        table.add_row(layer, *(f"{v:.2f}" for v in effects.of(layer=layer).flatten().tolist()))
-    table.title = f"share restored of the {effects.metric}"
-    console.print(table)
+    console.print(f"share restored of the {effects.metric}", markup=False)
+    for site in effects.axes["site"]:
+        table = Table(f"{site}, layer", *groups)
+        for layer in effects.axes["layer"]:
+            shares = effects.of(site=site, layer=layer).tolist()
+            table.add_row(layer, *(f"{round(share, 2) + 0.0:.2f}" for share in shares))
+        console.print(table)
     effects.plot().savefig(out / "effects.png", dpi=150)
     (out / "effects.json").write_text(json.dumps(effects.to_json()), encoding="utf-8")
     console.print(f"wrote effects.png and effects.json to {out}")

@@ -7,13 +7,8 @@ lens.evolution(case, 0)  # the probability of the answer's first token over laye
 lens.direct_attribution(case, 0, against="blue")  # what each layer, head and module wrote
 """
 
-from lvlm_probe.recipes.lens.readings import (
-    LENS,
-    Contributions,
-    Reading,
-    direct_attribution,
-    evolution,
-    read_layers,
-)
+from lvlm_probe.recipes.lens.direct import Contributions, direct_attribution
+from lvlm_probe.recipes.lens.reading import Reading, read_layers
+from lvlm_probe.recipes.lens.recipe import LENS, evolution
 
 __all__ = ["LENS", "Contributions", "Reading", "direct_attribution", "evolution", "read_layers"]

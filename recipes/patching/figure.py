@@ -43,12 +43,14 @@ def draw(
         shown = axes.imshow(rows, cmap="RdBu_r", norm=Normalize(-top, top), aspect="auto")
         axes.set_title(site, fontsize=9)
         _ticks(axes, across, layers)
+        if heads:
+            axes.set_xlabel("head", fontsize=8)
         if len(across) <= MOST_WRITTEN:
             for (row, column), value in np.ndenumerate(rows):
                 if value == value:
                     dark = abs(value) > 0.6 * top
                     axes.text(
-                        column, row, f"{value:.2f}", ha="center", va="center", fontsize=6,
+                        column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center", fontsize=6,
                         color="white" if dark else "black",
                     )  # fmt: skip
     all_axes[0].set_ylabel(f"{tower} layer", fontsize=8)
