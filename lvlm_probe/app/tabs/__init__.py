@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lvlm_probe.app.tabs import chat
+from lvlm_probe.app.tabs import ablation, causality, chat
 
 __all__ = ["TABS"]
 
-TABS = (chat.build,)
+TABS = (chat.build, causality.build, ablation.build)
