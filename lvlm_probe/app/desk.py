@@ -83,7 +83,8 @@ class Desk:
     def tab(self, name: str, title: str) -> gr.Tab:
         """A tab; to be opened with ``with``."""
         tab = gr.Tab(title, id=name, elem_id=f"tab-{name}")
-        self._tabs[name], self._pulses[name] = tab, gr.State(0)
+        # Rendered later: among the tabs it would count as one, and their titles would go astray.
+        self._tabs[name], self._pulses[name] = tab, gr.State(0, render=False)
         return tab
 
     def shows(
@@ -151,6 +152,8 @@ class Desk:
 
     def wire(self) -> None:
         """Connect the desk's own controls, and what tabs left for later; after the last tab was made."""
+        for pulse in self._pulses.values():
+            pulse.render()
         for connect in self._later:
             connect()
         self.turns.input(

@@ -194,7 +194,7 @@ class Runs:
         )
         for button in (self.end, self.road_end):
             button.click(
-                guarded(lambda session: session.cancel(self.name) and None), session, None, queue=False,
+                guarded(self.cancel), session, None, queue=False,
                 show_progress="hidden",
             )  # fmt: skip
         self.method.input(_fields, self.method, form[1:], queue=False, show_progress="hidden")
@@ -222,7 +222,7 @@ class Runs:
         takes = GAMES[choice(method, "Value", list(GAMES))]
         folder = self.service.folder / "games"
         folder.mkdir(parents=True, exist_ok=True)
-        given = {
+        given: dict[str, Any] = {
             "players": (players or "").strip(),
             "removal": (removal or "").strip(),
             "worth": choice(worth, "Worth", [value for _, value in WORTHS]),
@@ -314,6 +314,10 @@ class Runs:
             except LvlmProbeError as error:
                 missing.append(f"{name}: {error}.")
         return maps, missing
+
+    def cancel(self, session: Session) -> None:
+        """End what runs, at its next step."""
+        session.cancel(self.name)
 
     def watched(
         self, session: Session, what: str, work: Callable[[Report], Any], kept: str
