@@ -9,6 +9,7 @@ from lvlm_probe.app.jobs import Progress
 __all__ = ["bar", "note", "table"]
 
 QUIET = "opacity: .75; font-size: .93em"
+CELL = "border: 0; border-bottom: 1px solid #8885; padding: 3px 10px; font-variant-numeric: tabular-nums"
 
 
 def bar(progress: Progress | None, what: str) -> str:
@@ -44,10 +45,16 @@ def table(columns: list[str], rows: list[list[str]], height: str | None = None) 
         rows: Of cells that are HTML already.
         height: Most of it, as CSS; it scrolls beyond.
     """
-    head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in columns)
+    quiet = f"{CELL}; font-weight: 400; opacity: .75"
+    head = "".join(f"<th scope='col' style='{quiet}'>{html.escape(name)}</th>" for name in columns)
     body = "".join(
-        f"<tr><th scope='row'>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>"
+        f"<tr><th scope='row' style='{CELL}'>{row[0]}</th>"
+        + "".join(f"<td style='{CELL}'>{cell}</td>" for cell in row[1:])
+        + "</tr>"
         for row in rows
     )
-    style = "" if height is None else f" style='max-height: {height}; overflow-y: auto'"
-    return f"<div{style}><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    scrolls = "overflow-x: auto" if height is None else f"max-height: {height}; overflow: auto"
+    return (
+        f"<div style='{scrolls}'><table style='border: 0; margin: .3rem 0'><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
