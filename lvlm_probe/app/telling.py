@@ -48,13 +48,13 @@ def table(columns: list[str], rows: list[list[str]], height: str | None = None) 
     quiet = f"{CELL}; font-weight: 400; opacity: .75"
     head = "".join(f"<th scope='col' style='{quiet}'>{html.escape(name)}</th>" for name in columns)
     body = "".join(
-        f"<tr><th scope='row' style='{CELL}'>{row[0]}</th>"
+        f"<tr style='border: 0'><th scope='row' style='{CELL}'>{row[0]}</th>"
         + "".join(f"<td style='{CELL}'>{cell}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )
     scrolls = "overflow-x: auto" if height is None else f"max-height: {height}; overflow: auto"
     return (
-        f"<div style='{scrolls}'><table style='border: 0; margin: .3rem 0'><thead><tr>{head}</tr></thead>"
+        f"<div style='{scrolls}'><table style='border: 0; margin: .3rem 0'><thead><tr style='border: 0'>{head}</tr></thead>"
         f"<tbody>{body}</tbody></table></div>"
     )

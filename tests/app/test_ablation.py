@@ -9,15 +9,14 @@ from contextlib import closing
 
 import pytest
 import torch
+from app_handlers import ask as put
+from app_handlers import desk_of, event, text_in, until_cancelled, views_in
 from app_pages import answer, ask, message, open_tab
 from browsing import needs_browser
-from handlers import ask as put
-from handlers import desk_of, event, text_in, views_in
 from playwright.sync_api import Page, expect
 
 import lvlm_probe as lp
 from lvlm_probe.ablation import Game, Worth, patches, words
-from lvlm_probe.app.jobs import Cancelled
 from lvlm_probe.app.service import Service
 from lvlm_probe.app.session import Session
 from lvlm_probe.app.tabs.ablation import Hand
@@ -26,7 +25,7 @@ from lvlm_probe.demo.examples import load_examples
 from lvlm_probe.grid import Box
 from lvlm_probe.recipes.road import baselines, road, road_scores
 
-COLOUR, SHAPE = load_examples()[:2]
+COLOUR, SHAPE, CORNER = load_examples()[:3]
 BOX = Box(*map(float, COLOUR.evidence_boxes[0]))
 
 
@@ -131,20 +130,17 @@ def test_by_hand(demo: tuple[Service, str], case: lp.Case, removal: str) -> None
     assert seen["image"] != view["image"]
 
 
-def test_a_game_goes_on_where_it_was_cancelled(demo: tuple[Service, str], case: lp.Case) -> None:
+def test_a_game_goes_on_where_it_was_cancelled(demo: tuple[Service, str]) -> None:
     service, _ = demo
     session, runs = Session(), Runs(desk_of(service), "ablation")
-    question = put(service, session, COLOUR.path, COLOUR.prompt)
+    question = put(service, session, CORNER.path, CORNER.prompt)
     form = ("shapley", "cells:5", "mean", "answer", 200, 3)
-    with pytest.raises(Cancelled):
-        for values in runs.run_game(session, *form):
-            if re.search(r"Evaluations: [1-9]", text_in(values)):
-                session.cancel("ablation")
+    until_cancelled(runs.run_game(session, *form), r"Evaluations: [1-9]", session, "ablation")
     path = service.folder / "games" / f"{question.key[:24]}.sqlite"
     with closing(sqlite3.connect(path)) as database:
         (kept,) = database.execute("SELECT count(*) FROM worth").fetchone()
     options = {"players": "cells:5", "worth": "answer", "evaluations": 200, "seed": 3}
-    plain = case.explain("shapley", lp.Target(0), **options)
+    plain = question.need_case().explain("shapley", lp.Target(0), **options)
     estimate = plain.meta["estimate"]
     assert 0 < kept < estimate["evaluations"]
 

@@ -140,8 +140,14 @@ class Hand:
             ]  # fmt: skip
         taken = _taken(session)
         view, missing = _to_pick_from(question, session.image, taken)
+        spoken = _words(question, taken)
+        # A page draws what differs from what it was last given; what was picked in it since, the server never gave it.
+        session.shelf["ablation drawn"] = drawn = session.shelf.get("ablation drawn", 0) + 1
+        for drawing in (view, spoken):
+            if drawing is not None:
+                drawing["drawn"] = drawn
         seen, told = self.result(session, removal)
-        return [view, _words(question, taken), seen, missing + told]
+        return [view, spoken, seen, missing + told]
 
     def result(self, session: Session, removal: str) -> list[Any]:
         """What the model is given, and its answer's probability."""

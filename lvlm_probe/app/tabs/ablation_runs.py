@@ -109,23 +109,23 @@ class Runs:
         """What to play."""
         with gr.Row():
             self.method = gr.Dropdown(
-                list(GAMES), value="shapley", label="Value", elem_id="game-method", min_width=120
+                list(GAMES), value="shapley", label="Value", elem_id="game-method", min_width=160
             )
             self.players = gr.Dropdown(
                 PLAYERS, value="patches", label="Players", allow_custom_value=True, elem_id="game-players",
-                min_width=130,
+                min_width=170,
             )  # fmt: skip
             self.removal = gr.Dropdown(
                 REMOVALS, value="mean", label="Removal", allow_custom_value=True, elem_id="game-removal",
-                min_width=120,
+                min_width=160,
             )  # fmt: skip
             self.worth = gr.Dropdown(
-                WORTHS, value="target", label="Worth", elem_id="game-worth", min_width=170, scale=2
+                WORTHS, value="target", label="Worth", elem_id="game-worth", min_width=230, scale=2
             )
             self.evaluations = gr.Number(
-                1000, precision=0, label="Evaluations", elem_id="game-evaluations", min_width=100
+                1000, precision=0, label="Evaluations", elem_id="game-evaluations", min_width=130
             )
-            self.seed = gr.Number(0, precision=0, label="Seed", elem_id="game-seed", min_width=80)
+            self.seed = gr.Number(0, precision=0, label="Seed", elem_id="game-seed", min_width=110)
         with gr.Row():
             self.play = gr.Button("Play", variant="primary", elem_id="game-start", scale=2)
             self.end = gr.Button("Cancel", interactive=False, elem_id="game-cancel", scale=1)
@@ -159,7 +159,7 @@ class Runs:
                 min_width=130,
             )
             self.road_seed = gr.Number(
-                0, precision=0, label="Seed", elem_id="road-seed", min_width=80
+                0, precision=0, label="Seed", elem_id="road-seed", min_width=110
             )
         with gr.Row():
             self.go = gr.Button("Compare", variant="primary", elem_id="road-start", scale=2)

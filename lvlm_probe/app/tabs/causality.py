@@ -72,21 +72,21 @@ class Causality:
         """What to search, and how."""
         with gr.Row():
             self.layers = gr.Textbox(
-                "last", label="Layers", info="last, all, or numbers: 0, 3", elem_id="causal-layers", min_width=110,
+                "last", label="Layers", info="last, all, or numbers: 0, 3", elem_id="causal-layers", min_width=200,
             )  # fmt: skip
             self.heads = gr.Textbox(
-                "all", label="Heads", info="all, or numbers: 0, 2", elem_id="causal-heads", min_width=110,
+                "all", label="Heads", info="all, or numbers: 0, 2", elem_id="causal-heads", min_width=200,
             )  # fmt: skip
             self.alpha = gr.Number(
-                0.01, label="Alpha", info="independent above this p-value", elem_id="causal-alpha", min_width=110,
+                0.01, label="Alpha", info="independent above this p-value", elem_id="causal-alpha", min_width=200,
             )  # fmt: skip
             self.threshold = gr.Number(
                 0.02, label="Text threshold", info="least attention to a word", elem_id="causal-threshold",
-                min_width=110,
+                min_width=200,
             )  # fmt: skip
             self.nodes = gr.Number(
                 50, precision=0, label="Image nodes", info="patches attended to most", elem_id="causal-nodes",
-                min_width=110,
+                min_width=200,
             )  # fmt: skip
         with gr.Row():
             self.run = gr.Button(
@@ -98,7 +98,7 @@ class Causality:
     def look(self) -> None:
         """The heads, and one of them."""
         with gr.Row(visible=False) as self.results:
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=420):
                 self.matrix = heat("causal-matrix")
                 with gr.Row():
                     self.radius = gr.Slider(
@@ -111,7 +111,7 @@ class Causality:
                 self.map = patch_map("causal-map")
                 self.told = gr.HTML(elem_id="causal-told", padding=False)
                 self.words = words("causal-words")
-            with gr.Column(scale=5, min_width=320):
+            with gr.Column(scale=5, min_width=420):
                 self.overlay = gr.HTML(elem_id="causal-overlay", padding=False)
                 self.graph = gr.HTML(elem_id="causal-graph", padding=False)
 
@@ -169,10 +169,7 @@ class Causality:
                 if found is None:
                     yield [gr.skip(), gr.skip(), bar(progress, "Heads searched"), *waiting]
                 else:
-                    (best,) = found.best()
-                    _kept(session)[question.key, index] = Found(
-                        found, options, (best.layer, best.head)
-                    )
+                    _kept(session)[question.key, index] = Found(found, options, _first(found))
         except Exception:
             yield [*_buttons(running=False), note("Not finished."), *waiting]
             raise
@@ -296,6 +293,14 @@ def _numbers(text: str, name: str) -> tuple[int, ...] | None:
 
 def _axes(search: TokenSearch) -> tuple[list[int], list[int]]:
     return sorted({head.layer for head in search.heads}), sorted({h.head for h in search.heads})
+
+
+def _first(search: TokenSearch) -> tuple[int, int]:
+    """The most important head, of those that trace the word back to the image if any does."""
+    pictured = set(search.layout.image_positions)
+    heads = search.best(len(search.heads))
+    chosen = next((head for head in heads if pictured & set(head.explanation())), heads[0])
+    return chosen.layer, chosen.head
 
 
 def _searched(search: TokenSearch, layer: int, head: int) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import pytest
 from PIL import Image
 
 from lvlm_probe.app.desk import Desk
+from lvlm_probe.app.jobs import Cancelled
 from lvlm_probe.app.service import Question, Service
 from lvlm_probe.app.session import Asked, Session
 from lvlm_probe.conversation import Turn
@@ -47,3 +50,15 @@ def views_in(values: Sequence[Any]) -> list[dict[str, Any]]:
 
 def text_in(values: Sequence[Any]) -> str:
     return " ".join(value for value in values if isinstance(value, str))
+
+
+def until_cancelled(steps: Iterator[Sequence[Any]], seen: str, session: Session, tab: str) -> None:
+    """Goes on until the text shows a pattern, cancels, and sees the job end."""
+
+    def go_on() -> None:
+        for values in steps:
+            if re.search(seen, text_in(values)):
+                session.cancel(tab)
+
+    with pytest.raises(Cancelled):
+        go_on()
