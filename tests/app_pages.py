@@ -13,6 +13,7 @@ from lvlm_probe.app import serve
 from lvlm_probe.app.service import Service
 
 SECONDS = 60_000  # most that anything may take, on a busy machine, in milliseconds
+expect.set_options(timeout=SECONDS)
 
 
 @contextmanager

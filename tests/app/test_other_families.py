@@ -6,6 +6,7 @@ Runs in a fresh interpreter, since the processors need torchvision when transfor
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ def test_families() -> None:
         [sys.executable, str(Path(__file__)), *FAMILIES],
         capture_output=True, text=True, check=False, cwd=ROOT / "benchmarks",
         env={
+            **os.environ,
             "PYTHONPATH": f"{ROOT / 'benchmarks'}:{ROOT / 'tests'}",
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
@@ -102,7 +104,7 @@ def measure(family: str) -> dict[str, Any]:
     for method in ("occlusion", "shapley"):
         form = (method, "cells:2", "mean", "likelihood", 40, 0)
         tried(method, lambda form=form: list(runs.run_game(session, *form))[-1])
-    tried("road", lambda: list(runs.run_road(session, ["attention"], "rong2022", 0))[-1])
+    tried("road", lambda: list(runs.run_road(session, ["relevancy"], "rong2022", 0))[-1])
     tried("draw", lambda: runs.draw(session))
     # The same from its trace alone.
     trace = service.trace(question)

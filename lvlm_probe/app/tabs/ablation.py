@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gradio as gr
@@ -16,7 +16,7 @@ from lvlm_probe.app.service import Question
 from lvlm_probe.app.session import Session
 from lvlm_probe.app.tabs.ablation_runs import Runs
 from lvlm_probe.app.telling import note, table
-from lvlm_probe.app.widgets import patch_map, picked, words
+from lvlm_probe.app.widgets import patch_map, picked, picked_at, words
 from lvlm_probe.errors import LvlmProbeError
 from lvlm_probe.recipes.game import Players
 from lvlm_probe.recipes.game import words as words_of
@@ -43,12 +43,21 @@ class Taken:
     Attributes:
         cells: Of each image, (grid, cell) each.
         words: Numbers of the question's words.
+        last: When something was last picked, by what: an event may be overtaken by a later one.
     """
 
     cells: dict[int, tuple[tuple[int, int], ...]] = field(
         default_factory=dict[int, tuple[tuple[int, int], ...]]
     )
     words: tuple[int, ...] = ()
+    last: dict[str, int] = field(default_factory=dict[str, int])
+
+    def newer(self, what: str, at: int) -> bool:
+        """Whether this pick is the newest of its kind so far."""
+        if at < self.last.get(what, 0):
+            return False
+        self.last[what] = at
+        return True
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -105,7 +114,7 @@ class Hand:
         # The map keeps its own picks: were it drawn anew, picks made meanwhile would be lost.
         for place, handler in ((self.map, self.pick_cells), (self.words, self.pick_words)):
             place.pick(
-                guarded(handler), [session, self.removal], result, show_progress="hidden", trigger_mode="always_last",
+                guarded(handler), [session, self.removal], result, show_progress="hidden", trigger_mode="multiple",
             )  # fmt: skip
         self.back.click(
             guarded(self.put_back), [session, self.removal], [self.map, self.words, *result],
@@ -115,13 +124,17 @@ class Hand:
     def pick_cells(self, session: Session, removal: str, event: gr.EventData) -> list[Any]:
         """Other cells are taken away."""
         (cells,) = picked(event)
-        _taken(session).cells[session.image] = tuple((int(grid), int(cell)) for grid, cell in cells)
+        taken = _taken(session)
+        if taken.newer(f"image {session.image}", picked_at(event)):
+            taken.cells[session.image] = tuple((int(grid), int(cell)) for grid, cell in cells)
         return self.result(session, removal)
 
     def pick_words(self, session: Session, removal: str, event: gr.EventData) -> list[Any]:
         """Other words are taken away."""
         (chosen,) = picked(event)
-        _taken(session).words = tuple(int(number) for number in chosen)
+        taken = _taken(session)
+        if taken.newer("words", picked_at(event)):
+            taken.words = tuple(int(number) for number in chosen)
         return self.result(session, removal)
 
     def put_back(self, session: Session, removal: str) -> list[Any]:
@@ -151,10 +164,14 @@ class Hand:
 
     def result(self, session: Session, removal: str) -> list[Any]:
         """What the model is given, and its answer's probability."""
-        question, taken = need(session), _taken(session)
+        question = need(session)
         how = choice(removal, "What is taken away becomes", HOW)
         try:
-            found = self.asked(question, taken, how)
+            question.need_case()
+            # What is taken is read when it is this event's turn: of many quick picks the last one counts for all.
+            with self.service.turnstile.front():
+                taken = replace(_taken(session), cells=dict(_taken(session).cells))
+                found = self.asked(question, taken, how)
             seen = _seen(question, session.image, taken, how)
         except LvlmProbeError as error:
             return [None, note(str(error))]
@@ -168,10 +185,8 @@ class Hand:
             held = words_of(case).positions if taken.words else ()
             positions = [p for number in taken.words for p in held[number]]
             cells = {image: chosen for image, chosen in taken.cells.items() if chosen}
-            with self.service.turnstile.front():
-                return without(
-                    case, cells, positions, how, max_new_tokens=2 * len(case.answer_tokens) + 8
-                )
+            most = 2 * len(case.answer_tokens) + 8
+            return without(case, cells, positions, how, max_new_tokens=most)
 
         return self.service.cached(question, ("without", how, taken.key), compute)
 
