@@ -300,7 +300,10 @@ def learn_heads(
         CaptureError: If there is no head.
     """
     if not gathered:
-        raise CaptureError("no attention of the language model came: the stream ended too early")
+        raise CaptureError(
+            "no attention among the language model's tokens came: the chosen layers attend across to the image alone, or "
+            "the stream ended too early; choose other layers"
+        )
     graphs = learn_all(gathered, settings, progress)
     searches = [
         HeadSearch(

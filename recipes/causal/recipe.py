@@ -36,6 +36,11 @@ class _Search:
                 "causal needs the language model's attention, which was not captured: "
                 "capture towers=('language',)"
             )
+        if context.layout.encoder_length:
+            raise RecipeError(
+                "causal needs prompt and answer in one sequence that attends to itself, and an encoder–decoder's answer "
+                "attends across to its prompt: explain it by relevancy"
+            )
         wanted = range(depth) if layers is None else layers
         if not wanted or any(not -depth <= layer < depth for layer in wanted):
             raise RecipeError(
