@@ -63,7 +63,7 @@ def reduce_live(
         depth=depth,
         sites=tuple(attention_sites(towers)),
         images=case.images,
-        meta={"model": case.probe.provenance["model"], "options": dict(options)},
+        meta={"model": case.probe.provenance["model"], "options": _told(options)},
     )
 
     def begun(sizes: Mapping[str, tuple[int, int]]) -> Reducers:
@@ -127,7 +127,7 @@ def reduce_trace(
         sites=tuple(names),
         sizes={n: (facts[n]["queries"], facts[n]["keys"]) for n in names if "queries" in facts[n]},
         images=trace.images,
-        meta={"model": trace.meta["model"], "options": dict(options)},
+        meta={"model": trace.meta["model"], "options": _told(options)},
     )
     reducers = _begun(recipe, context, targets, options)
     cached = _cached(reducers)
@@ -144,6 +144,11 @@ def reduce_trace(
                 calls = [bare.with_gradient(trace.gradient(bare, target)) for target in reducers]
             _feed(recipe, list(reducers.values()), calls)
     return [reducers[target].result() for target in targets]
+
+
+def _told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What may have changed the result; a function that is called as the work goes on has no part in it."""
+    return {name: value for name, value in options.items() if not callable(value)}
 
 
 def _begun(

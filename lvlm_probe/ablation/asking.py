@@ -57,6 +57,11 @@ class Asker:
         first: int | None = None,
         budget: int = BUDGET,
     ) -> None:
+        if case.layout.encoder_length:
+            raise CaptureError(
+                f"{case.probe.name!r} is an encoder–decoder, whose changed inputs cannot be asked in batches: take parts away "
+                "by lvlm_probe.recipes.without, one question at a time"
+            )
         self.case = case
         self.worths = tuple(worth.within(case) for worth in worths)
         images = [span.start for span in case.layout.images]

@@ -6,11 +6,11 @@ from typing import Any
 
 import gradio as gr
 
-__all__ = ["bars", "heat", "lines", "patch_map", "picked", "words"]
+__all__ = ["bars", "heat", "lines", "patch_map", "picked", "picked_at", "words"]
 
 # `lvlmViewer` comes with the page's head. A value that is null empties the place.
 LOADED = """
-let drawing = null, host = null;
+let drawing = null, host = null, picks = Date.now();
 function show() {
     const place = element.querySelector('.lv-place'), view = props.value;
     if (!view) { drawing = null; place.replaceChildren(); return; }
@@ -18,7 +18,7 @@ function show() {
     place.replaceChildren();
     host = place;
     drawing = lvlmViewer.DRAWING(place, view, {
-        onPick: (...found) => trigger('pick', {found: found}),
+        onPick: (...found) => trigger('pick', {found: found, at: (picks += 1)}),
     });
 }
 show();
@@ -65,3 +65,8 @@ def lines(elem_id: str, **options: Any) -> gr.HTML:
 def picked(event: gr.EventData) -> list[Any]:
     """What the viewer said was picked."""
     return list(event._data["found"])  # pyright: ignore[reportPrivateUsage, reportArgumentType]
+
+
+def picked_at(event: gr.EventData) -> int:
+    """A number that grows from pick to pick of one drawing: events may overtake each other."""
+    return int(event._data.get("at", 0))  # pyright: ignore[reportPrivateUsage, reportOptionalMemberAccess]

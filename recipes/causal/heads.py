@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -36,6 +37,8 @@ __all__ = [
     "learn_all",
     "learn_heads",
 ]
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,20 @@ class TokenSearch:
         total = sum(found.importance for found in self.heads)
         return scores / total if total else scores
 
+    def alone(self, layer: int, head: int) -> TokenSearch:
+        """The search with one head only, whose consensus is 1 over the steps to each position.
+
+        Raises:
+            RecipeError: If that head was not searched.
+        """
+        chosen = tuple(found for found in self.heads if (found.layer, found.head) == (layer, head))
+        if not chosen:
+            known = ", ".join(f"{found.layer}.{found.head}" for found in self.heads)
+            raise RecipeError(
+                f"head {head} of layer {layer} was not searched; those that were: {known} (layer.head)"
+            )
+        return replace(self, heads=chosen)
+
     def attribution(self, radius: int | None = None) -> Attribution:
         """The consensus as scores of tokens and patches; the heads' graphs stand in its ``meta``."""
         return Attribution(
@@ -265,20 +282,29 @@ def gather(
     return found
 
 
-def learn_heads(context: Context, gathered: Sequence[Gathered], settings: Settings) -> TokenSearch:
+def learn_heads(
+    context: Context,
+    gathered: Sequence[Gathered],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> TokenSearch:
     """Learn every head's graph.
 
     Args:
         context: Of the sequence.
         gathered: Heads with their nodes.
         settings: Of the learner.
+        progress: As for :func:`learn_all`.
 
     Raises:
         CaptureError: If there is no head.
     """
     if not gathered:
-        raise CaptureError("no attention of the language model came: the stream ended too early")
-    graphs = learn_all(gathered, settings)
+        raise CaptureError(
+            "no attention among the language model's tokens came: the chosen layers attend across to the image alone, or "
+            "the stream ended too early; choose other layers"
+        )
+    graphs = learn_all(gathered, settings, progress)
     searches = [
         HeadSearch(
             head.layer,
@@ -300,13 +326,35 @@ def learn_heads(context: Context, gathered: Sequence[Gathered], settings: Settin
     )
 
 
-def learn_all(gathered: Sequence[Gathered], settings: Settings) -> list[CausalGraph]:
-    """Every head's graph, in ``settings.workers`` processes."""
-    if settings.workers > 1 and len(gathered) > 1:
-        # A fresh process each: one that was forked from a process with torch's threads may hang.
-        with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
-            return list(pool.map(_learn, gathered, [settings] * len(gathered)))
-    return [_learn(head, settings) for head in gathered]
+def learn_all(
+    gathered: Sequence[Gathered], settings: Settings, progress: Progress | None = None
+) -> list[CausalGraph]:
+    """Every head's graph, in ``settings.workers`` processes.
+
+    Args:
+        gathered: Heads with their nodes.
+        settings: Of the learner.
+        progress: Called with heads done and heads in all, first with none done. What it raises ends the search.
+    """
+    graphs: list[CausalGraph] = []
+    if progress is not None:
+        progress(0, len(gathered))
+    with closing(_learned(gathered, settings)) as learned:
+        for graph in learned:
+            graphs.append(graph)
+            if progress is not None:
+                progress(len(graphs), len(gathered))
+    return graphs
+
+
+def _learned(gathered: Sequence[Gathered], settings: Settings) -> Generator[CausalGraph]:
+    """One graph after the other; closed early, it cancels the heads that nobody began."""
+    if settings.workers <= 1 or len(gathered) <= 1:
+        yield from (_learn(head, settings) for head in gathered)
+        return
+    # A fresh process each: one that was forked from a process with torch's threads may hang.
+    with ProcessPoolExecutor(settings.workers, get_context("spawn")) as pool:
+        yield from pool.map(_learn, gathered, [settings] * len(gathered))
 
 
 def _learn(head: Gathered, settings: Settings) -> CausalGraph:

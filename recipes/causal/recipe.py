@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lvlm_probe.attention import AttentionCall
@@ -28,12 +28,18 @@ class _Search:
         choice: NodeChoice,
         settings: Settings,
         radius: int | None,
+        progress: Callable[[int, int], None] | None,
     ) -> None:
         depth = context.depth.get("language", 0)
         if depth == 0:
             raise RecipeError(
                 "causal needs the language model's attention, which was not captured: "
                 "capture towers=('language',)"
+            )
+        if context.layout.encoder_length:
+            raise RecipeError(
+                "causal needs prompt and answer in one sequence that attends to itself, and an encoder–decoder's answer "
+                "attends across to its prompt: explain it by relevancy"
             )
         wanted = range(depth) if layers is None else layers
         if not wanted or any(not -depth <= layer < depth for layer in wanted):
@@ -43,7 +49,7 @@ class _Search:
         if radius is not None and radius < 1:
             raise RecipeError(f"the radius is {radius}: it counts steps, from 1; or None for all")
         self.context, self.heads, self.choice = context, heads, choice
-        self.settings, self.radius = settings, radius
+        self.settings, self.radius, self.progress = settings, radius, progress
         self.layers = {layer % depth for layer in wanted}
         self.gathered: list[Gathered] = []
 
@@ -56,7 +62,7 @@ class _Search:
 
     def result(self) -> Attribution:
         """The heads' consensus."""
-        search = learn_heads(self.context, self.gathered, self.settings)
+        search = learn_heads(self.context, self.gathered, self.settings, self.progress)
         return search.attribution(self.radius)
 
 
@@ -85,6 +91,7 @@ class Causal:
         stable: bool = True,
         max_conditioning: int | None = 6,
         workers: int = 1,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Reducer:
         """Search for what caused the token at the predicting position.
 
@@ -102,13 +109,14 @@ class Causal:
             stable: The same graph whatever the order of nodes.
             max_conditioning: The largest set to condition on; None for no bound.
             workers: Processes that learn graphs side by side.
+            progress: Called with heads done and heads in all; what it raises ends the search.
 
         Raises:
             RecipeError: If the language model was not captured, or a layer or number is out of range.
         """
         settings = Settings(alpha, num_samples, ordered, stable, max_conditioning, workers)
         choice = NodeChoice(image_nodes, text_threshold, question)
-        return _Search(context, layers, heads, choice, settings, radius)
+        return _Search(context, layers, heads, choice, settings, radius, progress)
 
 
 CAUSAL = Causal()

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from lvlm_probe.app.tabs import attention, chat, patching, relevancy, seeing
+from lvlm_probe.app.tabs import (
+    ablation,
+    attention,
+    causality,
+    chat,
+    patching,
+    relevancy,
+    seeing,
+)
 
 __all__ = ["TABS"]
 
-TABS = (chat.build, attention.build, relevancy.build, patching.build, seeing.build)
+TABS = (
+    chat.build,
+    attention.build,
+    relevancy.build,
+    causality.build,
+    ablation.build,
+    patching.build,
+    seeing.build,
+)
