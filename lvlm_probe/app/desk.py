@@ -234,8 +234,8 @@ def _answer(question: Question, session: Session) -> dict[str, Any]:
         question.answer_tokens,
         kind="answer",
         picked=session.picked,
-        multiple=True,
-        label="Words of the answer",
+        multiple="extend",
+        label="Words of the answer; Shift takes all between, Ctrl adds one",
     )
 
 

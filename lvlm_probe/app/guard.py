@@ -67,7 +67,7 @@ def _unchanged() -> Any:
 def _tell(error: Exception) -> None:
     # The page shows messages as HTML; names of files and words are not to be taken for it.
     if isinstance(error, Cancelled):
-        gr.Info("It was stopped; what was found until then is kept.", title="Cancelled", duration=5)
+        gr.Info("It was cancelled; what was found until then is kept.", duration=5)
     elif isinstance(error, LvlmProbeError):
         gr.Warning(html.escape(str(error)), title=type(error).__name__, duration=20)
     else:

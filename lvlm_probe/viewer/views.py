@@ -9,7 +9,7 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -229,7 +229,7 @@ def words_view(
     *,
     kind: str = "prompt",
     picked: Sequence[int] = (),
-    multiple: bool = False,
+    multiple: bool | Literal["extend"] = False,
     scale: Scale | None = None,
     label: str = "words",
 ) -> View:
@@ -241,7 +241,8 @@ def words_view(
         scores: One a position; none by default.
         kind: ``"prompt"`` or ``"answer"``, of all of them.
         picked: Numbers of those that are picked.
-        multiple: Whether several can be.
+        multiple: Whether several can be: each click toggles one; or ``"extend"``, where a click picks one alone, Ctrl adds it
+            and Shift takes all between.
         scale: One that several views share; by default that of the words shown.
         label: What they are, for those who cannot see it.
     """

@@ -75,11 +75,20 @@ function words(element, view, { onPick = null, onHover = null } = {}) {
       if (tag === "button") rove(element.contains(document.activeElement) || pressed < 0 ? current : pressed);
     }
 
-    function pick(index) {
+    /** What is picked after a click: `multiple` true toggles; "extend" does so with Ctrl, and with Shift takes all between. */
+    function after(index, { shiftKey, ctrlKey, metaKey }) {
       const { picked, multiple } = state.view;
+      if (!multiple || (multiple === "extend" && !shiftKey && !ctrlKey && !metaKey)) return [index];
+      if (multiple === "extend" && shiftKey && picked.length) {
+        const [first, last] = [Math.min(index, ...picked), Math.max(index, ...picked)];
+        return state.view.words.map((word) => word.index).filter((other) => other >= first && other <= last);
+      }
       const others = picked.filter((other) => other !== index);
-      if (!multiple) state.view.picked = [index];
-      else state.view.picked = others.length < picked.length ? others : [...others, index].sort((a, b) => a - b);
+      return others.length < picked.length ? others : [...others, index].sort((a, b) => a - b);
+    }
+
+    function pick(index, event) {
+      state.view.picked = after(index, event);
       for (const b of buttons) b.setAttribute("aria-pressed", String(state.view.picked.includes(Number(b.dataset.index))));
       onPick(state.view.picked);
     }
@@ -96,7 +105,7 @@ function words(element, view, { onPick = null, onHover = null } = {}) {
     const listeners = {
       click(event) {
         const index = indexOf(event);
-        if (index !== null && onPick) pick(index);
+        if (index !== null && onPick) pick(index, event);
       },
       pointerover: hover,
       pointerleave: () => onHover && onHover(null),

@@ -19,7 +19,11 @@ def crosses_to_images(sites: Iterable[str], layout: TokenLayout) -> bool:
         sites: Names of its attention calls.
         layout: An encoder–decoder crosses to its encoder's tokens, the images' among them; that is not meant.
     """
-    return not layout.encoder_length and any(name.endswith(".cross_attention") for name in sites)
+    across = (
+        name.startswith("language.") and name.endswith(".cross_attention")
+        for name in sites  # a Q-Former's own cross-attention is not the language model's
+    )
+    return not layout.encoder_length and any(across)
 
 
 @dataclass(frozen=True, slots=True)

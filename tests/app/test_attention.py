@@ -46,7 +46,7 @@ def trace(demo: tuple[Service, str]) -> lp.Trace:
 def test_heads_and_their_maps(page: Page, trace: lp.Trace) -> None:
     ask(page, SCENE.prompt, SCENE.path)
     page.locator("#answer button").nth(2).click()
-    page.locator("#answer button").nth(0).click()  # the circle alone
+    expect(page.locator("#chat-map")).to_contain_text("“circle”")
     open_tab(page, "Attention")
     scores = answer_attention(trace).to_images[0, :, :, 2]
     best = rank_heads(scores, most=1)[0]

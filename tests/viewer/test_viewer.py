@@ -228,6 +228,13 @@ def test_several_words(page: Page) -> None:
     assert page.get_by_role("button", name="a").is_disabled()
 
 
+def test_a_run_of_words(page: Page) -> None:
+    show(page, "words", views.words_view(list("abcde"), multiple="extend", picked=[0]))
+    for name, *keys in (("d",), ("b", "Shift"), ("e", "Control"), ("c",)):
+        page.get_by_role("button", name=name).click(modifiers=keys)
+    assert page.evaluate("picks") == [[[3]], [[1, 2, 3]], [[1, 2, 3, 4]], [[2]]]
+
+
 def test_heat_is_coloured_and_picked(page: Page) -> None:
     values = torch.tensor([[0.0, 1.0, 2.0], [4.0, float("inf"), 3.0]])
     view = views.heat_view(

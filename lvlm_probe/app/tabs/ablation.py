@@ -140,7 +140,10 @@ class Hand:
     def put_back(self, session: Session, removal: str) -> list[Any]:
         """Nothing is taken away."""
         need(session)
-        _shelf(session).pop(need(session).key, None)
+        taken = _taken(session)
+        # What was picked when is not forgotten: a pick that comes late must not count as new.
+        taken.cells.clear()
+        taken.words = ()
         return self.draw(session, removal)
 
     def draw(self, session: Session, removal: str) -> list[Any]:
