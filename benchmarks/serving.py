@@ -38,7 +38,7 @@ from lvlm_probe.demo.questions import held_out
 
 TIMEOUT = 10 * 60_000
 KINDS = ("colour", "shape", "count", "exists-yes")
-SEED = 4711
+SEED = 711
 console = Console()
 expect.set_options(timeout=TIMEOUT)
 

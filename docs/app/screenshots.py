@@ -22,7 +22,7 @@ from lvlm_probe.demo.examples import load_examples
 EXAMPLES = {example.kind: example for example in load_examples()}
 COLOUR, CAPTION = EXAMPLES["colour"], EXAMPLES["caption"]
 LEFT, TOP, RIGHT, BOTTOM = COLOUR.evidence_boxes[0]
-expect.set_options(timeout=300_000)
+expect.set_options(timeout=120_000)
 
 
 def ask(page: Page, kind: str) -> None:
@@ -116,9 +116,9 @@ def ablation(page: Page) -> None:
     tab(page, "Ablation")
     drag(page, "#ablate-map")
     expect(page.locator("#ablate-told")).to_contain_text("It would answer")
-    page.locator("#game-evaluations input").fill("300")
+    page.locator("#game-evaluations input").fill("600")
     page.locator("#game-start").click()
-    page.locator("#game-map canvas[data-ready=true]").wait_for(timeout=300_000)
+    expect(page.locator("#game-status")).to_contain_text("Done")
 
 
 def patching(page: Page) -> None:
@@ -165,7 +165,7 @@ def main() -> None:
         )
         for name in options.tabs or TABS:
             page = chromium.new_page(viewport={"width": options.width, "height": 900})
-            page.set_default_timeout(300_000)
+            page.set_default_timeout(120_000)
             page.goto(urls[0] + ("?__theme=dark" if options.dark else "?__theme=light"))
             page.locator("#line textarea").wait_for()
             page.wait_for_timeout(1500)

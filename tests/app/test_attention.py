@@ -56,13 +56,13 @@ def test_heads_and_their_maps(page: Page, trace: lp.Trace) -> None:
     expect(page.locator("#attention-map")).to_contain_text(
         f"“circle” to each patch, layer {best[0]}, head {best[1]}: {best[2]:.3f} of it"
     )
-    cell = page.locator("#attention-heads td[data-row='2'][data-column='2']")
+    cell = page.locator("#attention-heads td[data-row='2'][data-column='1']")
     assert float(cell.get_attribute("data-value") or "nan") == pytest.approx(
-        float(scores[2, 2]), rel=1e-5
+        float(scores[2, 1]), rel=1e-5
     )
     cell.click()
-    expect(page.locator("#attention-map")).to_contain_text("layer 2, head 2")
-    maps = answer_to_image(trace, tokens=[2])[2, 2]
+    expect(page.locator("#attention-map")).to_contain_text("layer 2, head 1")
+    maps = answer_to_image(trace, tokens=[2])[2, 1]
     row, column = divmod(int(maps.argmax()), maps.shape[1])
     dark = divmod(int(maps.argmin()), maps.shape[1])
     at = [((c + 0.5) / maps.shape[1], (r + 0.5) / maps.shape[0]) for r, c in ((row, column), dark)]

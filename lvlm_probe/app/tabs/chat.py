@@ -16,6 +16,7 @@ from lvlm_probe.app.inputs import Number, fraction, whole
 from lvlm_probe.app.pictures import FITS, edited, prepared
 from lvlm_probe.app.session import Asked, Session
 from lvlm_probe.app.sessions_on_disk import load_session, save_session
+from lvlm_probe.app.telling import table
 from lvlm_probe.app.uploads import read_picture
 from lvlm_probe.app.widgets import patch_map
 from lvlm_probe.conversation import Sampling, Turn
@@ -112,7 +113,7 @@ class Chat:
             self.again = gr.Button(
                 "Ask the same question again", variant="primary", elem_id="again"
             )
-        with gr.Group(visible=False, elem_id="compared") as self.compared:
+        with gr.Column(visible=False, elem_id="compared") as self.compared:
             self.told = gr.HTML(elem_id="told", padding=True)
             with gr.Row():
                 self.before = patch_map("map-before")
@@ -352,14 +353,11 @@ def _difference(comparison: Comparison) -> str:
         (_marked(comparison.after, comparison.changed[1]), new, now),
     ]
     same = "<p>The answer is the same.</p>" if comparison.before == comparison.after else ""
-    body = "".join(
-        f"<tr><th scope='row'>{answer}</th><td>{a:.3f}</td><td>{b:.3f}</td></tr>"
-        for answer, a, b in rows
+    told = table(
+        ["probability of the answer", "picture before", "picture edited"],
+        [[answer, f"{a:.3f}", f"{b:.3f}"] for answer, a, b in rows],
     )
-    return (
-        f"{same}<table><thead><tr><th>probability of the answer</th><th>picture before</th><th>picture edited</th></tr>"
-        f"</thead><tbody>{body}</tbody></table>"
-    )
+    return same + told
 
 
 def _marked(words: tuple[str, ...], changed: tuple[int, ...]) -> str:

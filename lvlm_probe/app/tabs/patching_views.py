@@ -10,6 +10,7 @@ from lvlm_probe.app.desk import need
 from lvlm_probe.app.service import Question
 from lvlm_probe.app.session import Session
 from lvlm_probe.app.tabs.patching_runs import Made, cells_of
+from lvlm_probe.app.telling import table
 from lvlm_probe.errors import LayoutError, TraceError
 from lvlm_probe.recipes import patching
 from lvlm_probe.viewer import views
@@ -92,16 +93,9 @@ def patched_map(
 
 def answers(made: Made) -> str:
     """What both runs write, and how likely the clean answer is in each."""
-    answer = html.escape(made.question.answer)
     rows = zip(("clean", "corrupted"), (made.question.answer, made.written), made.probabilities, strict=True)  # fmt: skip
-    body = "".join(
-        f"<tr><th scope='row'>{run}</th><td>{html.escape(written)}</td><td>{share:.3f}</td></tr>"
-        for run, written, share in rows
-    )
-    return (
-        f"<table><thead><tr><th>run</th><th>the model writes</th><th>probability of “{answer}”</th></tr></thead>"
-        f"<tbody>{body}</tbody></table>"
-    )
+    cells = [[run, html.escape(written), f"{share:.3f}"] for run, written, share in rows]
+    return table(["run", "the model writes", f"probability of “{made.question.answer}”"], cells)
 
 
 def measured(effects: patching.Effects) -> str:
