@@ -216,3 +216,40 @@ def test_inputs() -> None:
 def test_no_trace_there(tmp_path: Path) -> None:
     with pytest.raises(lp.LvlmProbeError, match="no trace at"):
         Service(None, folder=tmp_path, shelf=tmp_path / "nothing")
+
+
+def test_eight_sessions_at_once_do_not_mix(service: Service) -> None:
+    """Each thread is a session with pictures of its own, and a game runs behind them all."""
+    probe = service.need_probe()
+    wrong: list[str] = []
+
+    def one(number: int) -> None:
+        session = Session()
+        for turn in range(3):
+            seed = 100 * number + turn
+            session.add(asked(service, seed))
+            question = session.question
+            assert question is not None
+            found = service.explain(question, "relevancy", 1)
+            if question.images[0].tobytes() != tiny.picture(seed).tobytes():
+                wrong.append(f"session {number} has another's picture")
+            with service.turnstile.front():
+                alone = probe.case(tiny.picture(seed), "what is this", "a red circle")
+                expected = alone.explain("relevancy", 1)
+            if not found.tokens.allclose(expected.tokens, atol=1e-6):
+                wrong.append(f"session {number} has another's map")
+
+    behind = asked(service, seed=999).question.need_case()
+    game = service.start(
+        lambda report: behind.explain(
+            "shapley", 0, players="patches", evaluations=400, progress=report
+        )
+    )
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    expected = behind.explain("shapley", 0, players="patches", evaluations=400)
+    assert game.result().tokens.equal(expected.tokens), "a game that gave way is the same game"
