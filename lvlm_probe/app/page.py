@@ -55,13 +55,22 @@ def build_page(service: Service) -> gr.Blocks:
                 build(desk)
         desk.wire()
 
-        def arrive() -> list[Any]:
-            session = Session()
+        here: dict[str, Session] = {}
+
+        def arrive(request: gr.Request) -> list[Any]:
+            session = here[str(request.session_hash)] = Session()
             for path in service.shelf:
                 session.add(opened(service, path))
             return [session, *desk.again(session)]
 
+        def leave(request: gr.Request) -> None:
+            # gradio itself would keep a closed page's session for an hour.
+            session = here.pop(str(request.session_hash), None)
+            if session is not None:
+                session.close()
+
         page.load(arrive, None, [desk.session, *desk.everything], show_progress="hidden")
+        page.unload(leave)
     return page
 
 

@@ -98,8 +98,8 @@ class Service:
         self,
         probe: Probe | None,
         folder: Path | None = None,
-        views: int = 512,
-        traces: int = 64,
+        views: int = 192,
+        traces: int = 24,
         examples: Sequence[Example] = (),
         shelf: Path | None = None,
     ) -> None:

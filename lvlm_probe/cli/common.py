@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
 from lvlm_probe.errors import OutputError
 
 if TYPE_CHECKING:
+    from lvlm_probe.case import Case
     from lvlm_probe.probe import Probe
     from lvlm_probe.target import Target
 
@@ -61,6 +63,23 @@ def load(model: str, dtype: str | None, trust_remote_code: bool) -> Probe:
         return Probe.from_pretrained(model, **options)
 
 
+def ask(
+    model: str,
+    image: Path,
+    prompt: str,
+    answer: str | None,
+    max_new_tokens: int,
+    dtype: str | None,
+    trust_remote_code: bool,
+) -> Case:
+    """A case of what the user named; its answer is printed."""
+    probe = load(model, dtype, trust_remote_code)
+    with console.status("answering"):
+        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
+    console.print(f"[bold]{escape(case.answer)}[/bold]")
+    return case
+
+
 def parse_targets(texts: list[str] | None) -> list[Target] | None:
     """What ``--target`` says; None if it was not given."""
     from lvlm_probe.target import Target
@@ -81,20 +100,6 @@ def folder_at(path: Path) -> Path:
             f"cannot make the folder {str(path)!r} ({error.strerror}): choose one that you may write to"
         ) from error
     return path
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(path)!r} ({error.strerror}): choose a folder that you may write to"
-        ) from error
 
 
 @contextmanager

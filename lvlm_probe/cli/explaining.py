@@ -19,6 +19,7 @@ from lvlm_probe.cli.common import (
     Targets,
     Tokens,
     Trust,
+    ask,
     console,
     folder_at,
     load,
@@ -53,10 +54,7 @@ def explain(
     find_recipe(recipe)  # a wrong name shows before a model is loaded
     targets = parse_targets(target)
     folder_at(out)
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
-    console.print(f"[bold]{case.answer}[/bold]")
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     files = _explain(case, recipe, targets, out)
     console.print(f"wrote {len(files)} pictures, trace.safetensors and summary.json to {out}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from lvlm_probe.cli.common import (
@@ -17,9 +18,9 @@ from lvlm_probe.cli.common import (
     Prompt,
     Tokens,
     Trust,
+    ask,
     console,
     folder_at,
-    load,
 )
 from lvlm_probe.errors import RecipeError
 
@@ -47,10 +48,7 @@ def lens(
     """Print what each layer would write, and draw the words that patches read as."""
     from lvlm_probe.recipes.lens import read_layers
 
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
-    console.print(f"[bold]{case.answer}[/bold]")
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     reading = read_layers(case, positions, count=top)
     for position in reading.positions:
         table = Table("layer", *(f"{n + 1}." for n in range(top)))
@@ -92,15 +90,11 @@ def patch(
 
     part = _part(box, corruption, method)
     folder_at(out)
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     whole = corruption == "noise" or part is None
     corrupted = patching.corrupted(case, corruption, *([] if whole else [part]))
     with console.status("answering, corrupted"):
-        console.print(
-            f"[bold]{case.answer}[/bold], corrupted: {corrupted.generate(max_new_tokens)}"
-        )
+        console.print(f"corrupted: [bold]{escape(corrupted.generate(max_new_tokens))}[/bold]")
     groups: dict[str, Any] = {"box": part} if part is not None else {}
     groups |= {"image": "image", "question": "question", "last": "last"}
     with console.status("patching"):

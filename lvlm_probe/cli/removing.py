@@ -19,13 +19,13 @@ from lvlm_probe.cli.common import (
     Prompt,
     Tokens,
     Trust,
+    ask,
     console,
     folder_at,
-    load,
     progress_bar,
-    write_text,
 )
 from lvlm_probe.errors import RecipeError
+from lvlm_probe.files import write_text
 
 if TYPE_CHECKING:
     from lvlm_probe.attribution import Attribution
@@ -72,10 +72,7 @@ def ablate(
     options["cache"] = out / "worths.sqlite"
     aim = Target.parse(target)
     folder_at(out)
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
-    console.print(f"[bold]{case.answer}[/bold]")
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     with progress_bar("asking", rate=True) as step:
         attribution = case.explain(recipe, aim, progress=step, **options)
     attribution.save(out / "ablation.png")
@@ -114,10 +111,7 @@ def road(
     plan = measure.find_protocol(protocol)
     aim = Target.parse(target)
     folder_at(out)
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
-    console.print(f"[bold]{case.answer}[/bold]")
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     curves: dict[str, list[Any]] = {}
     for name in names:
         with console.status(f"explaining by {name}"):

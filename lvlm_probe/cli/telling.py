@@ -14,8 +14,8 @@ from lvlm_probe.cli.common import (
     Trust,
     console,
     load,
-    write_text,
 )
+from lvlm_probe.files import write_text
 
 if TYPE_CHECKING:
     from lvlm_probe.verdict import CheckReport

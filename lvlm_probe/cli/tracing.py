@@ -18,8 +18,8 @@ from lvlm_probe.cli.common import (
     Targets,
     Tokens,
     Trust,
+    ask,
     console,
-    load,
     parse_targets,
     progress_bar,
     size_of,
@@ -49,12 +49,10 @@ def record(
     capture = Capture(
         targets="answer" if targets is None else tuple(targets), residual=residual, mlp=mlp
     )
-    probe = load(model, dtype, trust_remote_code)
-    with console.status("answering"):
-        case = probe.case(image, prompt, answer, max_new_tokens=max_new_tokens)
+    case = ask(model, image, prompt, answer, max_new_tokens, dtype, trust_remote_code)
     with progress_bar("recording") as step:
         case.record(capture, out, progress=step)
-    console.print(f"[bold]{case.answer}[/bold]\nwrote {out} ({size_of(out)})")
+    console.print(f"wrote {out} ({size_of(out)})")
 
 
 def show(

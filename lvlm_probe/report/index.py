@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from lvlm_probe.errors import OutputError
+from lvlm_probe.files import write_text
 
 __all__ = ["Entry", "write_page"]
 
@@ -67,13 +67,7 @@ def write_page(path: Path, title: str, intro: str, entries: Sequence[Entry]) -> 
         f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n<p>{escape(intro)}</p>\n{body}\n</body>\n</html>\n"
     )
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(path)!r} ({error.strerror}): choose a folder that you may write to"
-        ) from error
-    return path
+    return write_text(path, page)
 
 
 def _entry(entry: Entry) -> str:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lvlm_probe.errors import OutputError
+from lvlm_probe.files import write_text
 from lvlm_probe.report.document import BUDGET, RECIPES, document
 from lvlm_probe.viewer import script, style
 
@@ -46,14 +46,7 @@ def write_report(
         OutputError: If the file cannot be written.
     """
     page = report_html(trace, recipes=recipes, grounding=grounding, budget=budget)
-    path = Path(path)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(
-            f"cannot write {str(path)!r} ({error.strerror}): choose a folder that you may write to"
-        ) from error
-    return path
+    return write_text(Path(path), page)
 
 
 def report_html(
