@@ -6,7 +6,9 @@ It is a thin face: what it shows is computed by recipes, and drawn by :mod:`lvlm
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import socket
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from lvlm_probe.app.service import Service
 
 __all__ = ["check_extra", "serve"]
+
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def check_extra() -> None:
@@ -57,6 +61,7 @@ def serve(
         OutputError: If the port is taken.
     """
     check_extra()
+    _share_heaps()
     # Where gradio keeps uploads; read as components are made.
     os.environ["GRADIO_TEMP_DIR"] = str(Path(service.folder) / "files")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -101,3 +106,9 @@ def _free(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _share_heaps() -> None:
+    """Let threads share two heaps: glibc gives each its own, and keeps what was freed in it."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)

@@ -110,11 +110,16 @@ class Desk:
             if session is not None:
                 session.tab = name
 
+        def in_turn(session: Session, *values: Any) -> Any:
+            # One at a time, in the order they came: a slow drawing of an earlier question must not come last.
+            with session.turnstile(name).front():
+                return render(session, *values)
+
+        told = guarded(in_turn)
+
         def draw(session: Session | None, *values: Any) -> Any:
             # The first tab is opened before the page has a session.
-            if session is None:
-                return [gr.skip()] * len(outputs)
-            return guarded(render)(session, *values)
+            return [gr.skip()] * len(outputs) if session is None else told(session, *values)
 
         both = [self.session, *inputs]
         tab.select(opened, self.session, None, queue=False, show_progress="hidden").then(
@@ -174,6 +179,7 @@ class Desk:
             guarded(self._picked),
             [self.session],
             [self.answer, *self._pulses.values()],
+            queue=False,
             show_progress="hidden",
         )
 

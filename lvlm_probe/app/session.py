@@ -8,6 +8,7 @@ from typing import Any
 
 from lvlm_probe.app.jobs import Job
 from lvlm_probe.app.service import Question
+from lvlm_probe.app.turnstile import Turnstile
 from lvlm_probe.conversation import Turn
 from lvlm_probe.target import Target
 
@@ -58,6 +59,7 @@ class Session:
     jobs: dict[str, Job[Any]] = field(default_factory=dict[str, Job[Any]])
     stop: threading.Event = field(default_factory=threading.Event)
     shelf: dict[str, Any] = field(default_factory=dict[str, Any])
+    _turnstiles: dict[str, Turnstile] = field(default_factory=dict[str, Turnstile])
 
     @property
     def question(self) -> Question | None:
@@ -69,6 +71,10 @@ class Session:
         """The run of answer tokens from the first picked to the last."""
         first, last = min(self.picked), max(self.picked)
         return Target(first, self.kind, count=last - first + 1)
+
+    def turnstile(self, tab: str) -> Turnstile:
+        """Where a tab's drawings wait for one another."""
+        return self._turnstiles.setdefault(tab, Turnstile())
 
     def add(self, asked: Asked) -> None:
         """Look at a new question."""

@@ -253,3 +253,24 @@ def test_eight_sessions_at_once_do_not_mix(service: Service) -> None:
     assert wrong == []
     expected = behind.explain("shapley", 0, players="patches", evaluations=400)
     assert game.result().tokens.equal(expected.tokens), "a game that gave way is the same game"
+
+
+def test_drawings_of_a_tab_come_in_order() -> None:
+    """The first is slow: the second, of a later question, must still be the last to be done."""
+    session, done = Session(), list[int]()
+    began = threading.Event()
+
+    def draw(number: int, seconds: float) -> None:
+        with session.turnstile("chat").front():
+            began.set()
+            time.sleep(seconds)
+            done.append(number)
+
+    slow = threading.Thread(target=draw, args=(1, 0.3))
+    slow.start()
+    began.wait()
+    quick = threading.Thread(target=draw, args=(2, 0.0))
+    quick.start()
+    slow.join()
+    quick.join()
+    assert done == [1, 2]
