@@ -139,11 +139,8 @@ class Hand:
 
     def put_back(self, session: Session, removal: str) -> list[Any]:
         """Nothing is taken away."""
-        need(session)
-        taken = _taken(session)
-        # What was picked when is not forgotten: a pick that comes late must not count as new.
-        taken.cells.clear()
-        taken.words = ()
+        # At once, for whoever looks meanwhile; and what was picked when is kept: a pick that comes late is not new.
+        _shelf(session)[need(session).key] = Taken(last=_taken(session).last)
         return self.draw(session, removal)
 
     def draw(self, session: Session, removal: str) -> list[Any]:
