@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,8 @@ def app(
             load(model, dtype, trust_remote_code),
             examples=load_examples() if model == "demo" else (),
         )
+    # Whoever ends it, a person or a supervisor: its files go.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     console.print("starting; interrupt with Ctrl-C")
     serve(
         service,

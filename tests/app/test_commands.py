@@ -52,7 +52,7 @@ def running(command: str, folder: Path) -> Iterator[tuple[str, str]]:
         with urllib.request.urlopen(found.group()) as answer:
             yield answer.read().decode(), found.group()
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # SIGINT is ignored where tests run in the background
         process.communicate(timeout=60)
 
 
