@@ -63,6 +63,7 @@ def serve(
     check_extra()
     _share_heaps()
     # Where gradio keeps uploads; read as components are made.
+    before = os.environ.get("GRADIO_TEMP_DIR")
     os.environ["GRADIO_TEMP_DIR"] = str(Path(service.folder) / "files")
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     from gradio.themes import Soft
@@ -89,6 +90,10 @@ def serve(
             footer_links=[],
         )
     except OSError as error:
+        # Another app of this process goes on with its own folder.
+        if before is not None:
+            os.environ["GRADIO_TEMP_DIR"] = before
+        service.close()
         raise OutputError(
             f"cannot listen on {host}:{port} ({error}): choose another --port, or 0 for any free one"
         ) from error
