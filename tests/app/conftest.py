@@ -1,4 +1,4 @@
-"""One browser and one served demo model for all tests of the app."""
+"""One served demo model for all tests of the app."""
 
 from __future__ import annotations
 
@@ -7,18 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from app_pages import opened, served
-from browsing import browser
 from playwright.sync_api import Browser, Page
 
 import lvlm_probe as lp
 from lvlm_probe.app.service import Service
 from lvlm_probe.demo.examples import load_examples
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 @pytest.fixture(scope="session", autouse=True)

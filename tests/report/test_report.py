@@ -14,7 +14,7 @@ import test_mllama
 import test_qformer
 import tiny
 import torch
-from browsing import browser, needs_browser, pixel, quiet_page
+from browsing import needs_browser, pixel, quiet_page
 from matplotlib import colormaps
 from playwright.sync_api import Browser, Locator, Page
 
@@ -27,12 +27,6 @@ from lvlm_probe.report.document import document
 from lvlm_probe.report.packing import packed, unpacked
 
 mllama = test_mllama.case
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 @dataclass

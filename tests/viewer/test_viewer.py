@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from browsing import browser, needs_browser, pixel, quiet_page
+from browsing import needs_browser, pixel, quiet_page
 from matplotlib import colormaps
 from PIL import Image
 from playwright.sync_api import Browser, Page
@@ -28,12 +28,6 @@ RIGHT = PatchGrid(
     5, 2, 2, Box(20.0, 0.0, 50.0, 40.0)
 )  # overlaps LEFT from x = 20 to 30; 50 to 60 is bare
 LAYOUT = TokenLayout(12, 10, (ImageSpan(SIZE, 1, 9, (LEFT, RIGHT)),))
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as started:
-        yield started
 
 
 @pytest.fixture
