@@ -84,3 +84,9 @@ def message(page: Page) -> str:
     toast = page.locator(".toast-body").first
     toast.wait_for()
     return toast.inner_text()
+
+
+def dismiss(page: Page) -> None:
+    """Close the message and wait until it has faded away, so that the next is not taken for it."""
+    page.locator(".toast-close").first.click()
+    expect(page.locator(".toast-body")).to_have_count(0)

@@ -88,6 +88,7 @@ def test_patches_and_words_away(page: Page, case: lp.Case) -> None:
     assert shown(page)[1] == pytest.approx(both, abs=1e-4)
 
     page.locator("#ablate-back").click()
+    expect(told).to_contain_text("0 patches and 0 words taken away")
     expect(told).to_contain_text("It still answers “green”")
     assert shown(page) == (1.0, 1.0)
     expect(page.locator("#ablate-words button[aria-pressed=true]")).to_have_count(0)

@@ -66,9 +66,9 @@ def paint(page: Page, box: tuple[int, int, int, int], colour: str) -> None:
     mouse = page.mouse
     mouse.move(left + box[0] * shown, top + box[1] * shown)
     mouse.down()
-    for y in range(box[1], box[3], 2):
-        for x in (box[0], box[2]) if y % 4 else (box[2], box[0]):
-            mouse.move(left + x * shown, top + y * shown, steps=4)
+    for number, y in enumerate(range(box[1], box[3] + 4, 4)):
+        for x in (box[0], box[2]) if number % 2 else (box[2], box[0]):
+            mouse.move(left + x * shown, top + min(y, box[3]) * shown, steps=2)
     mouse.up()
 
 

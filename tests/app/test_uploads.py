@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from app_pages import answer, ask, message
+from app_pages import answer, ask, dismiss, message
 from browsing import needs_browser
 from PIL import Image
 from playwright.sync_api import Page, expect
@@ -114,7 +114,7 @@ def test_the_page_tells_and_goes_on(page: Page, tmp_path: Path) -> None:
         page.locator("#line textarea").fill("what is this")
         page.locator("#line textarea").press("Enter")
         assert said in message(page)
-        page.locator(".toast-close").first.click()
+        dismiss(page)
         # The line keeps what was written; the file is taken out by hand.
         expect(page.locator("#line textarea")).to_have_value("what is this")
         page.locator("#line .delete-button").first.click()
@@ -138,7 +138,7 @@ def test_a_model_that_fails(
         page.locator("#line textarea").press("Enter")
         said = message(page)
     assert "RuntimeError: out of <b>memory</b>" in said, "told, and not taken for markup"
-    page.locator(".toast-close").first.click()
+    dismiss(page)
     expect(page.locator("#line textarea")).to_have_value("What shape is it?")
     page.locator("#line textarea").press("Enter")
     expect(page.locator("#turns input")).to_have_value(re.compile(r"^2\. What shape is it\? → \w+"))
@@ -153,7 +153,7 @@ def test_bad_numbers(page: Page) -> None:
     page.locator("#line textarea").fill(COLOUR.prompt)
     page.locator("#line textarea").press("Enter")
     assert "Tokens at most" in message(page) or "minimum" in message(page)
-    page.locator(".toast-close").first.click()
+    dismiss(page)
     page.locator("#most input").fill("8")
     page.locator("#line textarea").press("Enter")
     expect(page.locator("#turns input")).to_have_value("1. What color is the circle? → green")
