@@ -11,7 +11,7 @@ from lvlm_probe.app.guard import guarded, guarded_steps
 from lvlm_probe.app.jobs import Report
 from lvlm_probe.app.service import Question, Service
 from lvlm_probe.app.session import Session
-from lvlm_probe.app.widgets import picked, words
+from lvlm_probe.app.widgets import picked, picked_at, tell_the_tab, words
 from lvlm_probe.errors import TargetError
 from lvlm_probe.target import KINDS
 from lvlm_probe.viewer import views
@@ -87,6 +87,58 @@ class Desk:
         self._tabs[name], self._pulses[name] = tab, gr.State(0, render=False)
         return tab
 
+    def picks(
+        self,
+        tab: str,
+        place: gr.HTML,
+        handler: Callable[..., Any],
+        inputs: Sequence[Any] = (),
+        outputs: Sequence[Any] = (),
+        *,
+        everything: bool = False,
+        event: str = "pick",
+        queue: bool = True,
+    ) -> None:
+        """Connect what is done when something is picked in a drawing.
+
+        No pick is lost, and of several quick ones the last counts: each tells all that is picked by then.
+
+        Args:
+            tab: Name of the tab, among whose drawings this one takes its turn.
+            place: The drawing.
+            handler: From the session, the inputs' values and the event to the outputs' values.
+            inputs: Its arguments.
+            outputs: What it draws.
+            everything: Whether it gives :meth:`again`'s values, too; connected when every tab is there.
+            event: Its name.
+            queue: Whether it waits in the page's queue. Only there can it show a message.
+        """
+        name = str(place.elem_id)
+
+        def in_turn(session: Session, found: gr.EventData, *values: Any) -> Any:
+            at = picked_at(found)
+            if session.newest(name, at):
+                with session.turnstile(tab).front():
+                    if session.newest(name, at):
+                        return handler(session, *values, found)
+            return gr.skip()
+
+        told = guarded(in_turn)
+
+        def pick(found: gr.EventData, session: Session | None, *values: Any) -> Any:
+            return told(session, found, *values)
+
+        def connect() -> None:
+            drawn = [*outputs, *(self.everything if everything else ())]
+            getattr(place, event)(
+                pick, [self.session, *inputs], drawn, trigger_mode="multiple", queue=queue, show_progress="hidden",
+            )  # fmt: skip
+
+        if everything:
+            self._later.append(connect)
+        else:
+            connect()
+
     def shows(
         self,
         name: str,
@@ -127,6 +179,15 @@ class Desk:
         )
         gr.on([pulse.change, *also], draw, both, outputs, show_progress="minimal")
 
+        def anew(session: Session, *given: Any) -> list[Any]:
+            *values, found = given
+            return [self._pick(session, found), *render(session, *values)]
+
+        # The picked word's drawings come with the answer to the click: a signal to draw would cost a second way.
+        self._later.append(
+            lambda: self.picks(name, self.answer, anew, inputs, [self.answer, *outputs], event=_event(name))
+        )  # fmt: skip
+
     def again(self, session: Session) -> list[Any]:
         """Values for :attr:`everything` after the session changed: the desk anew, and the open tab's signal to draw."""
         asked = session.asked
@@ -159,6 +220,9 @@ class Desk:
         """Connect the desk's own controls, and what tabs left for later; after the last tab was made."""
         for pulse in self._pulses.values():
             pulse.render()
+        tell_the_tab(
+            self.answer, {str(tab.elem_id): _event(name) for name, tab in self._tabs.items()}
+        )
         for connect in self._later:
             connect()
         self.turns.input(
@@ -175,13 +239,6 @@ class Desk:
             guarded(self._kind), [self.session, self.kind], list(self._pulses.values()),
             show_progress="hidden",
         )  # fmt: skip
-        self.answer.pick(
-            guarded(self._picked),
-            [self.session],
-            [self.answer, *self._pulses.values()],
-            queue=False,
-            show_progress="hidden",
-        )
 
     def _look_at(self, session: Session, number: int) -> list[Any]:
         if not 0 <= number < len(session.asked):
@@ -197,14 +254,14 @@ class Desk:
         session.kind = kind
         return self.pulse(session)
 
-    def _picked(self, session: Session, event: gr.EventData) -> list[Any]:
+    def _pick(self, session: Session, event: gr.EventData) -> dict[str, Any]:
         question = need(session)
         (indices,) = picked(event)
         count = len(question.answer_tokens)
         chosen = sorted({int(index) for index in indices if 0 <= int(index) < count})
         if chosen:
             session.picked = tuple(chosen)
-        return [_answer(question, session), *self.pulse(session)]
+        return _answer(question, session)
 
     def background(self, session: Session, name: str, work: Callable[[Report], Any]) -> Any:
         """Start a tab's job and watch it: yields (progress, None), at last (None, result).
@@ -233,6 +290,10 @@ def need(session: Session) -> Question:
     if session.question is None:
         raise TargetError("nothing was asked yet: ask a question in the first tab, or load a trace")
     return session.question
+
+
+def _event(tab: str) -> str:
+    return f"pick_{tab}"
 
 
 def _answer(question: Question, session: Session) -> dict[str, Any]:

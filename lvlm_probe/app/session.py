@@ -59,6 +59,7 @@ class Session:
     jobs: dict[str, Job[Any]] = field(default_factory=dict[str, Job[Any]])
     stop: threading.Event = field(default_factory=threading.Event)
     shelf: dict[str, Any] = field(default_factory=dict[str, Any])
+    _newest: dict[str, int] = field(default_factory=dict[str, int])
     _turnstiles: dict[str, Turnstile] = field(default_factory=dict[str, Turnstile])
 
     @property
@@ -75,6 +76,11 @@ class Session:
     def turnstile(self, tab: str) -> Turnstile:
         """Where a tab's drawings wait for one another."""
         return self._turnstiles.setdefault(tab, Turnstile())
+
+    def newest(self, place: str, at: int) -> bool:
+        """Whether no later pick in a place has come yet: events may overtake each other."""
+        self._newest[place] = newest = max(at, self._newest.get(place, 0))
+        return at == newest
 
     def add(self, asked: Asked) -> None:
         """Look at a new question."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gradio as gr
 
-__all__ = ["bars", "heat", "lines", "patch_map", "picked", "picked_at", "words"]
+__all__ = ["bars", "heat", "lines", "patch_map", "picked", "picked_at", "tell_the_tab", "words"]
 
 # `lvlmViewer` comes with the page's head. A value that is null empties the place.
 LOADED = """
@@ -18,19 +19,21 @@ function show() {
     place.replaceChildren();
     host = place;
     drawing = lvlmViewer.DRAWING(place, view, {
-        onPick: (...found) => trigger('pick', {found: found, at: (picks += 1)}),
+        onPick: (...found) => trigger(EVENT, {found: found, at: (picks += 1)}),
     });
 }
 show();
 watch('value', show);
 """
+PICK = "'pick'"
+PANEL = "[...document.querySelectorAll('[role=tabpanel]')].find((panel) => panel.offsetParent)?.id"
 
 
 def _drawing(name: str, elem_id: str, **options: Any) -> gr.HTML:
     # Made here and not by a subclass: gradio writes a stub beside the module of each subclass that it meets.
     return gr.HTML(
         html_template="<div class='lv-place'></div>",
-        js_on_load=LOADED.replace("DRAWING", name),
+        js_on_load=LOADED.replace("DRAWING", name).replace("EVENT", PICK),
         apply_default_css=False,
         elem_id=elem_id,
         **options,
@@ -45,6 +48,18 @@ def patch_map(elem_id: str, **options: Any) -> gr.HTML:
 def words(elem_id: str, **options: Any) -> gr.HTML:
     """A place for words to be picked; ``pick`` gives their indices."""
     return _drawing("words", elem_id, **options)
+
+
+def tell_the_tab(place: gr.HTML, events: Mapping[str, str]) -> None:
+    """A pick becomes an event of the tab that is open, so that no other tab hears of it.
+
+    Args:
+        place: Whose ``pick`` this was.
+        events: Names of the events, by the tab's ``elem_id``.
+    """
+    # gradio knows an event by its name in quotes.
+    names = ", ".join(f"'{tab}': '{event}'" for tab, event in events.items())
+    place.js_on_load = str(place.js_on_load).replace(PICK, f"({{{names}}})[{PANEL}]")
 
 
 def heat(elem_id: str, **options: Any) -> gr.HTML:

@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from app_pages import answer, ask, brightness, message, opened
+from app_pages import answer, ask, brightness, message, open_tab, opened
 from browsing import needs_browser
 from playwright.sync_api import Browser, Page, expect
 
@@ -35,6 +35,36 @@ def test_ask(page: Page) -> None:
         brightness(page, "#chat-map", x, y) for x, y in ((0.1, 0.1), (0.5, 0.5), (0.1, 0.9))
     ]
     assert at_object > 1.3 * max(elsewhere)
+
+
+def test_picked_words(page: Page, demo: tuple[Service, str]) -> None:
+    ask(page, CAPTION.prompt, CAPTION.path)
+    buttons, caption = page.locator("#answer button"), page.locator("#chat-map .lv-caption")
+    case = demo[0].need_probe().case(CAPTION.path, CAPTION.prompt)
+
+    def shows(index: int) -> None:
+        word = case.answer_tokens[index].strip()
+        expect(caption).to_have_text(re.compile(f"“{re.escape(word)}”$"))
+        high = float(case.explain("relevancy", lp.Target(index)).image(0).abs().max())
+        shown = page.locator("#chat-map canvas[data-ready=true]")
+        expect(shown).to_have_attribute("data-high", re.compile(f"^{str(high)[:5]}"))
+        expect(page.locator("#answer button[aria-pressed=true]")).to_have_count(1)
+        assert buttons.nth(index).get_attribute("aria-pressed") == "true"
+
+    buttons.nth(1).click()
+    shows(1)
+    # Quicker than any answer comes: none is lost, the last counts.
+    page.evaluate(
+        "for (const n of [2, 5, 6, 3, 9]) document.querySelectorAll('#answer button')[n].click()"
+    )
+    shows(9)
+    # Only the open tab hears of it; the others draw when they are opened.
+    open_tab(page, "Relevancy")
+    expect(page.locator("#relevancy-title")).to_contain_text("“blue”")
+    buttons.nth(5).click()
+    expect(page.locator("#relevancy-title")).to_contain_text("“yellow”")
+    open_tab(page, "Chat")
+    shows(5)
 
 
 def test_nothing_is_lost_by_a_mistake(page: Page) -> None:

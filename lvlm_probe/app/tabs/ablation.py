@@ -16,7 +16,7 @@ from lvlm_probe.app.service import Question
 from lvlm_probe.app.session import Session
 from lvlm_probe.app.tabs.ablation_runs import Runs
 from lvlm_probe.app.telling import note, table
-from lvlm_probe.app.widgets import patch_map, picked, picked_at, words
+from lvlm_probe.app.widgets import patch_map, picked, words
 from lvlm_probe.errors import LvlmProbeError
 from lvlm_probe.recipes.game import Players
 from lvlm_probe.recipes.game import words as words_of
@@ -43,21 +43,12 @@ class Taken:
     Attributes:
         cells: Of each image, (grid, cell) each.
         words: Numbers of the question's words.
-        last: When something was last picked, by what: an event may be overtaken by a later one.
     """
 
     cells: dict[int, tuple[tuple[int, int], ...]] = field(
         default_factory=dict[int, tuple[tuple[int, int], ...]]
     )
     words: tuple[int, ...] = ()
-    last: dict[str, int] = field(default_factory=dict[str, int])
-
-    def newer(self, what: str, at: int) -> bool:
-        """Whether this pick is the newest of its kind so far."""
-        if at < self.last.get(what, 0):
-            return False
-        self.last[what] = at
-        return True
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -113,9 +104,7 @@ class Hand:
         )  # fmt: skip
         # The map keeps its own picks: were it drawn anew, picks made meanwhile would be lost.
         for place, handler in ((self.map, self.pick_cells), (self.words, self.pick_words)):
-            place.pick(
-                guarded(handler), [session, self.removal], result, show_progress="hidden", trigger_mode="multiple",
-            )  # fmt: skip
+            self.desk.picks(NAME, place, handler, [self.removal], result)
         self.back.click(
             guarded(self.put_back), [session, self.removal], [self.map, self.words, *result],
             show_progress="hidden",
@@ -124,23 +113,18 @@ class Hand:
     def pick_cells(self, session: Session, removal: str, event: gr.EventData) -> list[Any]:
         """Other cells are taken away."""
         (cells,) = picked(event)
-        taken = _taken(session)
-        if taken.newer(f"image {session.image}", picked_at(event)):
-            taken.cells[session.image] = tuple((int(grid), int(cell)) for grid, cell in cells)
+        _taken(session).cells[session.image] = tuple((int(grid), int(cell)) for grid, cell in cells)
         return self.result(session, removal)
 
     def pick_words(self, session: Session, removal: str, event: gr.EventData) -> list[Any]:
         """Other words are taken away."""
         (chosen,) = picked(event)
-        taken = _taken(session)
-        if taken.newer("words", picked_at(event)):
-            taken.words = tuple(int(number) for number in chosen)
+        _taken(session).words = tuple(int(number) for number in chosen)
         return self.result(session, removal)
 
     def put_back(self, session: Session, removal: str) -> list[Any]:
         """Nothing is taken away."""
-        # At once, for whoever looks meanwhile; and what was picked when is kept: a pick that comes late is not new.
-        _shelf(session)[need(session).key] = Taken(last=_taken(session).last)
+        _shelf(session)[need(session).key] = Taken()  # at once, for whoever looks meanwhile
         return self.draw(session, removal)
 
     def draw(self, session: Session, removal: str) -> list[Any]:

@@ -120,22 +120,24 @@ class AttentionTab:
         quick: dict[str, Any] = {"show_progress": "hidden", "queue": False}
         shown = [self.map, self.told, self.words]
         self.view.input(guarded(self.draw_map), [session, self.of, self.view], shown, **quick)
-        self.heads.pick(
-            guarded(self.pick_head), [session, self.of], [*shown, self.view, self.ranked], **quick
-        )
+        self.desk.picks(
+            NAME, self.heads, self.pick_head, [self.of], [*shown, self.view, self.ranked], queue=False
+        )  # fmt: skip
         self.ranked.input(
             guarded(self.pick_ranked),
             [session, self.ranked, self.of, self.to],
             [*shown, self.view, self.title, self.heads],
             **quick,
         )
-        self.map.pick(
-            guarded(self.pick_patches),
-            [session, *settings],
+        self.desk.picks(
+            NAME,
+            self.map,
+            self.pick_patches,
+            settings,
             [self.told, self.words, self.title, self.heads, self.ranked],
-            **quick,
+            queue=False,
         )
-        self.desk.everything_later(self.words.pick, self.pick_word, [session])
+        self.desk.picks(NAME, self.words, self.pick_word, everything=True)
 
     def draw(self, session: Session, of: str, to: str, view: str) -> list[Any]:
         """Everything, for the question at hand."""

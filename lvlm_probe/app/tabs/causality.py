@@ -129,7 +129,7 @@ class Causality:
             show_progress="hidden",
         )
         self.end.click(guarded(_cancel), session, None, queue=False, show_progress="hidden")
-        self.matrix.pick(guarded(self.pick), [session, *shown], drawn, show_progress="hidden")
+        self.desk.picks(NAME, self.matrix, self.pick, shown, drawn)
 
     def search(
         self,

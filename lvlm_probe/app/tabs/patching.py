@@ -147,7 +147,7 @@ class Patching:
             [self.how],
         )
         self.how.input(_shows_colour, self.how, self.colour, show_progress="hidden")
-        self.clean.pick(guarded(self.choose), session, self.hint, show_progress="hidden")
+        self.desk.picks(NAME, self.clean, self.choose, outputs=[self.hint])
         self.clear.click(
             guarded(self.choose_nothing), session, [self.clean, self.hint], show_progress="hidden"
         )
@@ -160,7 +160,7 @@ class Patching:
         )
         self.stop.click(guarded(self.cancel), session, None, queue=False, show_progress="hidden")
         for number, part in enumerate(self.heats):
-            part.pick(guarded(self._pointing(number)), session, found, show_progress="hidden")
+            self.desk.picks(NAME, part, self._pointing(number), outputs=found)
 
     # What is shown
 

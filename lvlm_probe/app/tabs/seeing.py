@@ -99,7 +99,7 @@ class Seeing:
             [self.by, self.removal, self.layer],
             also=[self.by.input, self.removal.input, self.layer.release],
         )  # fmt: skip
-        self.desk.everything_later(self.heat.pick, self.point, [self.desk.session], [self.layer])
+        self.desk.picks(NAME, self.heat, self.point, outputs=[self.layer], everything=True)
 
     def draw(self, session: Session, by: str, removal: str, layer: Number) -> list[Any]:
         """Every part by itself: what one cannot show does not hide the others."""
