@@ -148,6 +148,8 @@ def test_a_model_that_fails(
 def test_bad_numbers(page: Page) -> None:
     page.get_by_text("How it answers, and what it sees").click()
     page.locator("#most input").fill("0")
+    page.locator("#most input").press("Tab")  # a number counts once it is left
+    expect(page.locator("#most input")).to_have_value("0")
     page.locator("#line input[type=file]").set_input_files(str(COLOUR.path))
     expect(page.locator("#line img")).to_have_count(1)
     page.locator("#line textarea").fill(COLOUR.prompt)
