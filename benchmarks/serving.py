@@ -113,7 +113,9 @@ async def opened(chromium: Browser, url: str) -> Page:
 
 
 async def ask(page: Page, number: int, prompt: str, path: Path) -> str:
-    """The answer, once its map is drawn too."""
+    """The answer."""
+    # The picture of the question before has left the line when its answer shows, or soon after.
+    await expect(page.locator("#line img")).to_have_count(0)
     await page.locator("#line input[type=file]").set_input_files(str(path))
     await expect(page.locator("#line img")).to_have_count(1)
     await page.locator("#line textarea").fill(prompt)

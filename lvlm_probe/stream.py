@@ -8,7 +8,7 @@ call is handed on as it is met, with the gradient of its output in the backward 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -107,7 +107,7 @@ def stream(
     )
     grad = torch.enable_grad() if targets else torch.no_grad()
     frugal = checkpointed(run.layers()) if recomputed else nullcontext()
-    with untouched(model), frugal, torch.inference_mode(mode=False), grad:
+    with untouched(model), frugal, torch.inference_mode(mode=False), grad, run.watching:
         return observed(model, run.taps(), run)
 
 
@@ -137,6 +137,8 @@ class _Run:
         )
         self.starts: list[Tensor] = []  # where the backward passes end
         self.target: Target | None = None
+        # A gradient's hook holds the tensor that it hangs on, through autograd, where no garbage collector looks.
+        self.watching = ExitStack()
         self.reader = Reader()
         self.visits = Visits(sites, layout, attention_sites(self.towers), sink)
 
@@ -246,7 +248,8 @@ class _Run:
         if not visit.watched.requires_grad:
             # It depends on no input: learnt queries among themselves, say.
             self.starts.append(visit.watched.requires_grad_())
-        visit.watched.register_hook(partial(self.visits.gradient, site.name, place, visit))
+        hook = visit.watched.register_hook(partial(self.visits.gradient, site.name, place, visit))
+        self.watching.callback(hook.remove)
 
     def _on_language_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]

@@ -46,6 +46,8 @@ def opened(started: Browser, url: str, **options: object) -> Iterator[Page]:
 def ask(page: Page, prompt: str, *images: Path) -> None:
     """Ask, and wait for the answer."""
     if images:
+        # Those of the question before have left the line.
+        expect(page.locator("#line img")).to_have_count(0)
         page.locator("#line input[type=file]").set_input_files([str(path) for path in images])
         # The picture is there when it shows in the line.
         expect(page.locator("#line img")).to_have_count(len(images))
