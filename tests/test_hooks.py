@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -91,6 +92,44 @@ def test_explain_leaves_nothing(fresh: lp.Case, recipe: str, checkpointing: bool
     with unchanged(fresh.probe.model):
         fresh.explain(recipe)
         fresh.explain_all(recipe)
+
+
+def tensors() -> int:
+    """How many there are in the process, those included that only autograd's graph still knows."""
+    gc.collect()
+    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+
+def recorded(case: lp.Case) -> None:
+    case.record(lp.Capture(residual=True, mlp=True))
+
+
+def explained(case: lp.Case) -> None:
+    case.explain("relevancy")
+
+
+def failed(case: lp.Case) -> None:
+    """Between the forward pass and the last backward pass."""
+
+    def fail(done: int, total: int) -> None:
+        if done > 1:
+            raise Refused
+
+    with pytest.raises(Refused):
+        case.explain_all("relevancy", progress=fail)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("run", [recorded, explained, failed])
+def test_no_tensor_stays(
+    fresh: lp.Case, run: Callable[[lp.Case], None], checkpointing: bool
+) -> None:
+    fresh.probe.checkpointing = checkpointing
+    run(fresh)  # what is cached is cached
+    before = tensors()
+    for _ in range(3):
+        run(fresh)
+    assert tensors() <= before
 
 
 def test_record_leaves_nothing(fresh: lp.Case, tmp_path: Path) -> None:

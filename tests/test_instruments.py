@@ -48,7 +48,7 @@ def measure(family: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     model, processor = pairs.make(family)
     # Only now may transformers be imported by others.
-    from test_hooks import unchanged
+    from test_hooks import tensors, unchanged
 
     import lvlm_probe as lp
     from lvlm_probe.recipes import lens, patching
@@ -119,6 +119,12 @@ def measure(family: str) -> dict[str, Any]:
             wrong.append(f"{name}: not finite")
         if not torch.equal(first[kept], again[kept]):
             wrong.append(f"{name}: not the same twice")
+    for name, run in {**runs, "relevancy": lambda: case.explain("relevancy")}.items():
+        run()
+        before = tensors()
+        run()
+        if (stays := tensors() - before) > 0:
+            wrong.append(f"{name}: {stays} tensors stay")
     return {"wrong": wrong, "tried": len(runs)}
 
 
