@@ -165,7 +165,7 @@ class Desk:
         def in_turn(session: Session, *values: Any) -> Any:
             # One at a time, in the order they came: a slow drawing of an earlier question must not come last.
             with session.turnstile(name).front():
-                return render(session, *values)
+                return render(session.snapshot(), *values)
 
         told = guarded(in_turn)
 
@@ -181,7 +181,7 @@ class Desk:
 
         def anew(session: Session, *given: Any) -> list[Any]:
             *values, found = given
-            return [self._pick(session, found), *render(session, *values)]
+            return [self._pick(session, found), *render(session.snapshot(), *values)]
 
         # The picked word's drawings come with the answer to the click: a signal to draw would cost a second way.
         self._later.append(

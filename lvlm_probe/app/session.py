@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lvlm_probe.app.jobs import Job
@@ -72,6 +72,10 @@ class Session:
         """The run of answer tokens from the first picked to the last."""
         first, last = min(self.picked), max(self.picked)
         return Target(first, self.kind, count=last - first + 1)
+
+    def snapshot(self) -> Session:
+        """What is looked at now, to draw all of a tab from; what tabs keep on the shelf, and jobs, are the session's own."""
+        return replace(self, asked=list(self.asked))
 
     def turnstile(self, tab: str) -> Turnstile:
         """Where a tab's drawings wait for one another."""

@@ -274,3 +274,27 @@ def test_drawings_of_a_tab_come_in_order() -> None:
     slow.join()
     quick.join()
     assert done == [1, 2]
+
+
+def test_a_drawing_is_of_one_moment(service: Service) -> None:
+    """Whoever asks on while a tab is drawn changes nothing of that drawing."""
+    session, first = Session(), asked(service)
+    session.add(first)
+    drawn = session.snapshot()
+    session.add(asked(service, 1))
+    session.picked, session.kind = (2,), "prob"
+    assert (drawn.at, drawn.question, drawn.target) == (0, first.question, lp.Target(0))
+    drawn.shelf["chat"] = "kept"
+    assert session.shelf["chat"] == "kept"
+    session.close()
+    assert drawn.question is first.question
+
+
+def test_of_quick_picks_the_last_counts() -> None:
+    session = Session()
+    assert session.newest("map", 5)
+    assert not session.newest("map", 4)
+    assert session.newest("words", 4), "places are apart"
+    assert session.newest("map", 5)
+    assert session.newest("map", 6)
+    assert not session.newest("map", 5)
