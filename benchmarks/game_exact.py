@@ -71,14 +71,13 @@ def coverage(count: int, kept: Rows, evaluations: int = 400) -> dict[str, Any]:
     for number, (name, estimator) in enumerate(track(ESTIMATORS.items(), console=console)):
         if number in kept.questions:
             continue
-        runs = -(-count // QUESTIONS) if name == "surrogate" else count
-        inside = torch.zeros(QUESTIONS, runs, SUPERPIXELS)
-        together = torch.zeros(QUESTIONS, runs)
+        inside = torch.zeros(QUESTIONS, count, SUPERPIXELS)
+        together = torch.zeros(QUESTIONS, count)
         errors: list[float] = []
         for place, game in enumerate(games):
             values = game.table.values
             truth = g.banzhaf_values(values) if name == "banzhaf" else g.shapley_values(values)
-            for run in range(runs):
+            for run in range(count):
                 found = estimator(game, evaluations, 100 + run)
                 inside[place, run] = within(truth, *found.interval())
                 together[place, run] = within(truth, *found.interval(together=True)).all()
@@ -88,7 +87,7 @@ def coverage(count: int, kept: Rows, evaluations: int = 400) -> dict[str, Any]:
             "estimator": name,
             "questions": QUESTIONS,
             "evaluations": evaluations,
-            "runs": runs,
+            "runs": count,
             "each": interval(rates.mean(1).tolist()),
             "worst player": float(rates.min()),
             "below 0.9": int((rates < 0.9).sum()),
