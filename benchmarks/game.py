@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument(
         "--rows",
         type=Path,
-        help="where a part that takes long keeps what it has found, and goes on from",
+        help="where a part that takes long keeps what it has found, and goes on from (with the same --count)",
     )
     options = parser.parse_args()
     if options.part == "page":
