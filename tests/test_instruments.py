@@ -119,10 +119,17 @@ def measure(family: str) -> dict[str, Any]:
             wrong.append(f"{name}: not finite")
         if not torch.equal(first[kept], again[kept]):
             wrong.append(f"{name}: not the same twice")
-    for name, run in {**runs, "relevancy": lambda: case.explain("relevancy")}.items():
-        run()
+    runs["relevancy"] = lambda: case.explain("relevancy").tokens
+    for name in (
+        "relevancy",
+        "logits of a patch",
+        "attribution patching",
+        "smoothgrad",
+        "generate",
+    ):
+        runs[name]()
         before = tensors()
-        run()
+        runs[name]()
         if (stays := tensors() - before) > 0:
             wrong.append(f"{name}: {stays} tensors stay")
     return {"wrong": wrong, "tried": len(runs)}
