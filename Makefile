@@ -20,7 +20,7 @@ demo: $(READY)
 	$(BIN)/lvlm-probe demo
 
 test: $(READY)
-	$(BIN)/pytest --numprocesses=auto
+	$(BIN)/pytest --numprocesses=auto --dist=worksteal
 
 zoo: $(READY)
 	$(BIN)/pytest -m zoo tests/test_coverage.py
