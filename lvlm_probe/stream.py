@@ -248,7 +248,14 @@ class _Run:
         if not visit.watched.requires_grad:
             # It depends on no input: learnt queries among themselves, say.
             self.starts.append(visit.watched.requires_grad_())
-        hook = visit.watched.register_hook(partial(self.visits.gradient, site.name, place, visit))
+        again = self.target is not None  # each backward pass computes this layer anew
+
+        def take(grad: Tensor) -> None:
+            if again:
+                hook.remove()
+            self.visits.gradient(site.name, place, visit, grad)
+
+        hook = visit.watched.register_hook(take)
         self.watching.callback(hook.remove)
 
     def _on_language_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

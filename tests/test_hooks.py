@@ -132,6 +132,22 @@ def test_no_tensor_stays(
     assert tensors() <= before
 
 
+def test_recomputed_layers_keep_nothing_between_passes(fresh: lp.Case) -> None:
+    """Of queries, as many are alive before the backward passes as after each of them."""
+    fresh.probe.checkpointing = True
+    shape = (1, 4, fresh.layout.length, 8)  # of a query in the language model
+    alive: list[int] = []
+
+    def count(done: int, total: int) -> None:
+        gc.collect()
+        every = (t for t in gc.get_objects() if issubclass(type(t), torch.Tensor))
+        alive.append(sum(t.shape == shape for t in every))
+
+    fresh.explain_all("relevancy", budget=1, progress=count)
+    assert len(alive) > 2
+    assert max(alive) <= 4, alive
+
+
 def test_record_leaves_nothing(fresh: lp.Case, tmp_path: Path) -> None:
     with unchanged(fresh.probe.model):
         fresh.record(lp.Capture(residual=True, mlp=True), path=tmp_path / "t.safetensors")
